@@ -1,0 +1,53 @@
+# Every target works in ./.venv, which the first one makes: Python >= 3.11 and make are all it takes.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+WAVES ?= 10
+RESULTS ?= results
+# PyTorch's own index holds CPU builds; PyPI's Linux wheel brings gigabytes of CUDA. A `+cpu` version sorts above the
+# plain one, so pip takes the CPU build from whichever index it can reach.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install bench serve test timing check format types layering docs clean
+
+help:            ## say what each target does
+	@sed -n 's/^\([a-z]*\): .*## /\1|/p' Makefile | column -t -s '|'
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"tokenclock needs Python >= 3.11; {sys.executable} is {sys.version.split()[0]}: say make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --retries 1 --timeout 20 --extra-index-url $(TORCH_INDEX) --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: .venv/installed ## make ./.venv with everything
+
+bench: .venv/installed ## serve the demonstration model and measure the page's two configurations, under 5 minutes
+	$(BIN)/python -m loadtest run --plan published --waves $(WAVES) --results $(RESULTS) \
+	  --serve '$(BIN)/python -m server serve --slots {slots} --port {port} --threads 1'
+
+serve: .venv/installed ## serve the demonstration model on http://127.0.0.1:8080
+	$(BIN)/python -m server serve
+
+test: .venv/installed ## run the tests (no absolute times)
+	$(BIN)/pytest -m 'not timing'
+
+timing: .venv/installed ## run the tests that compare milliseconds with recorded sends; wants a quiet machine
+	$(BIN)/pytest -m timing
+
+check: .venv/installed ## format, lint, types, import rules, docs in step
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_layering.py tests/test_docs.py
+
+format: .venv/installed ## rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: .venv/installed ## rewrite the generated parts of the docs
+	$(BIN)/python -m tests.test_docs --write
+
+clean:           ## remove .venv and caches; results stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

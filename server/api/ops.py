@@ -1,0 +1,56 @@
+"""The routes for those who run the server: /health, /info, /metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from server import __version__
+from server.api.schemas import ErrorBody
+from server.api.tgi import MAX_STOP_SEQUENCES, Served
+from server.service import Phase
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health", responses={503: {"model": ErrorBody}})
+async def health(service: Served) -> Response:
+    """200 when requests are taken; 503 while the model loads, during shutdown, and for good after a backend failure."""
+    service.require_ready()
+    return Response()
+
+
+@router.get("/info")
+async def info(service: Served) -> dict[str, Any]:
+    """TGI's description of the model and its limits, and every setting of this server."""
+    settings = service.settings
+    ready = service.phase in (Phase.READY, Phase.DRAINING)
+    limits = service.engine.backend.limits if ready else None
+    return {
+        "model_id": service.model_name,
+        "model_sha": None,
+        "model_pipeline_tag": "text-generation",
+        "max_concurrent_requests": settings.max_concurrent_requests,
+        "max_best_of": 1,
+        "max_stop_sequences": MAX_STOP_SEQUENCES,
+        "max_input_tokens": limits.max_input_tokens if limits else settings.max_total_tokens - 1,
+        "max_total_tokens": limits.max_total_tokens if limits else settings.max_total_tokens,
+        "validation_workers": 1,
+        "max_client_batch_size": 1,
+        "router": "tokenclock",
+        "version": __version__,
+        "sha": None,
+        "docker_label": None,
+        # ours
+        "phase": service.phase,
+        "slots": settings.slots,
+        "sampling": sorted(limits.sampling) if limits else [],
+        "settings": settings.model_dump(),
+    }
+
+
+@router.get("/metrics")
+async def metrics(service: Served) -> Response:
+    """Prometheus text format."""
+    return Response(service.metrics.render(), media_type=service.metrics.content_type)

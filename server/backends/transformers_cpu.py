@@ -1,0 +1,220 @@
+"""Any Hugging Face causal LM on the CPU, with one KV row per slot and one forward pass per decode step.
+
+KV rows are float[slots, kv_heads, max_total_tokens, head_dim] per layer. A prefill runs alone (batch 1) and its keys and
+values are copied into the slot's row. A decode step always runs all rows, live or not, as a compiled graph does; row i
+writes its key at its own position and sees positions 0..position of its own row. Only the occupied part of the rows,
+rounded up to `WINDOW`, takes part in attention.
+
+Numerics: a row's result doesn't depend on its neighbours' content. It is computed in fp32 whatever the checkpoint's type.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.cache_utils import Cache, DynamicCache
+
+from server.backends.base import Limits, Sampling, Step
+from server.backends.sampling import HONOURED, Sampler
+from server.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 128  # positions; attention over the rows is cut to a multiple of this
+TOLERANCE = 1e-2  # of logits, relative to their spread: the self-check at load
+UNSEEN = torch.finfo(torch.float32).min
+
+
+class KVRows(Cache):  # type: ignore[misc]
+    """The cache of a decode step: every row appends one position, each at its own place."""
+
+    def __init__(self, slots: int, length: int) -> None:
+        super().__init__(layers=[])
+        self.slots, self.length = slots, length
+        self.keys: list[torch.Tensor] = []  # per layer float[slots, kv_heads, length, head_dim]
+        self.values: list[torch.Tensor] = []
+        self.rows = torch.arange(slots)
+        self.positions = torch.zeros(slots, dtype=torch.int64)  # where each row's next key goes
+        self.window = 0  # positions taking part in this step
+
+    def store(self, slot: int, prompt: Cache) -> None:
+        """Copy a batch-1 cache into the row of a slot."""
+        for layer, source in enumerate(prompt.layers):
+            if layer == len(self.keys):
+                for rows, part in ((self.keys, source.keys), (self.values, source.values)):
+                    rows.append(part.new_zeros((self.slots, part.shape[1], self.length, part.shape[3])))
+            used = source.keys.shape[2]
+            self.keys[layer][slot, :, :used] = source.keys[0]
+            self.values[layer][slot, :, :used] = source.values[0]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Called by every attention layer with float[slots, kv_heads, 1, head_dim]."""
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys[self.rows, :, self.positions] = key_states[:, :, 0]
+        values[self.rows, :, self.positions] = value_states[:, :, 0]
+        return keys[:, :, : self.window], values[:, :, : self.window]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.window - 1
+
+    def get_mask_sizes(self, *_args: Any, **_kwargs: Any) -> tuple[int, int]:
+        return self.window, 0
+
+
+class TransformersBackend:
+    """The backend contract over `AutoModelForCausalLM`."""
+
+    def __init__(self, model: Any, slots: int, max_total_tokens: int) -> None:
+        self._model = model
+        self._limits = Limits(slots, max_total_tokens - 1, max_total_tokens, HONOURED)
+        self._eos = end_tokens(model.generation_config)
+        self._suppressed = tuple(model.generation_config.suppress_tokens or ())
+        takes = inspect.signature(model.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        # 4.x wants the position in the cache beside the position in the text; later versions dropped it.
+        self._takes_cache_position = "cache_position" in takes
+        self._rows = KVRows(slots, max_total_tokens)
+        self._token_ids = torch.zeros((slots, max_total_tokens), dtype=torch.int64)  # prompt and generated
+        self._lengths = [0] * slots
+        self._samplers: dict[int, Sampler] = {}  # of live slots
+        self._mask = torch.full((slots, 1, 1, max_total_tokens), UNSEEN)  # 0 where a row may look
+        self._mask[..., 0] = 0.0  # a row that sees nothing at all would be NaN
+
+    @classmethod
+    def load(cls, model: str, slots: int, max_total_tokens: int, threads: int | None) -> TransformersBackend:
+        """Load weights from a folder or the hub, in fp32, and check that slots and plain forward agree.
+
+        Raises: ModelError where the model cannot be loaded, is too short, or cannot be laid out in KV rows.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f"{model} cannot be loaded: {str(error).splitlines()[0]}") from error
+        loaded.eval()
+        longest = longest_text(loaded.config.get_text_config())
+        if longest is not None and max_total_tokens > longest:
+            raise ModelError(
+                f"{model} attends over at most {longest} positions; --max-total-tokens {max_total_tokens} passes them: "
+                f"ask for at most {longest}"
+            )
+        backend = cls(loaded, slots, max_total_tokens)
+        try:
+            backend.check()
+        except (TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise ModelError(
+                f"{type(loaded).__name__} cannot be served from KV rows: {error}; use a decoder with ordinary causal "
+                "attention, such as Llama"
+            ) from error
+        return backend
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step:
+        used = len(token_ids)
+        ids = torch.tensor([token_ids], dtype=torch.int64)
+        cache = DynamicCache()
+        output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **self._last_only)
+        self._rows.store(slot, cache)
+        self._token_ids[slot, :used] = ids[0]
+        self._lengths[slot] = used
+        self._mask[slot] = UNSEEN
+        self._mask[slot, ..., :used] = 0.0
+        self._samplers[slot] = Sampler(sampling, self._suppressed, self._eos)
+        logits = output.logits[:, -1]
+        return self._choose(slot, logits, logits.log_softmax(-1))
+
+    @torch.inference_mode()
+    def decode(self) -> Mapping[int, Step]:
+        logits = self._forward()
+        logprobs = logits.log_softmax(-1)
+        return {slot: self._choose(slot, logits[slot : slot + 1], logprobs[slot : slot + 1]) for slot in self._samplers}
+
+    def release(self, slot: int) -> None:
+        self._samplers.pop(slot, None)
+        self._lengths[slot] = 0
+        self._mask[slot] = UNSEEN
+        self._mask[slot, ..., 0] = 0.0
+
+    def _forward(self) -> torch.Tensor:
+        """One pass over all rows: feeds each live row its newest token. Returns float[slots, V]."""
+        rows = self._rows
+        # The newest token of a live row has no key yet: it goes to position length - 1. Dead rows write position 0.
+        positions = torch.tensor([max(length - 1, 0) for length in self._lengths])
+        rows.positions = positions
+        rows.window = min(-(-max(self._lengths) // WINDOW) * WINDOW, self._limits.max_total_tokens)
+        self._mask[rows.rows, 0, 0, positions] = 0.0
+        more = {"cache_position": torch.tensor([rows.window - 1])} if self._takes_cache_position else {}
+        output = self._model(
+            input_ids=self._token_ids[rows.rows, positions].unsqueeze(1),
+            position_ids=positions.unsqueeze(1),
+            attention_mask=self._mask[..., : rows.window],
+            past_key_values=rows,
+            use_cache=True,
+            **more,
+        )
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    def _choose(self, slot: int, logits: torch.Tensor, logprobs: torch.Tensor) -> Step:
+        """Sample a live slot's next token and append it, so that the next step feeds it."""
+        length = self._lengths[slot]
+        step = self._samplers[slot].choose(self._token_ids[slot : slot + 1, :length], logits, logprobs)
+        if length < self._limits.max_total_tokens:
+            self._token_ids[slot, length] = step.token_id
+            self._lengths[slot] = length + 1
+        return step
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Two texts of different length through the slots give the logits of the plain model; this warms up, too.
+
+        Raises: RuntimeError where they do not: the model places positions or masks in a way KV rows cannot follow.
+        """
+        longest = min(24, self._limits.max_total_tokens - 2)
+        vocabulary = self._model.config.get_text_config().vocab_size
+        texts = [[(7 * i + 11 * slot) % vocabulary for i in range(max(1, longest - 7 * slot))] for slot in (0, 1)]
+        texts = texts[: self._limits.slots]
+        for slot, text in enumerate(texts):
+            texts[slot] = [*text, self.prefill(slot, text, Sampling()).token_id]
+        through_slots = self._forward()
+        for slot, text in enumerate(texts):
+            plain = self._model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1]
+            difference = float((through_slots[slot] - plain).abs().max() / plain.std().clamp_min(1e-6))
+            if not difference <= TOLERANCE:
+                raise RuntimeError(
+                    f"its logits there differ from those of its plain forward pass by {difference:.3g} standard "
+                    f"deviations (limit {TOLERANCE:g})"
+                )
+            self.release(slot)
+        logger.info("self-check passed: slots and plain forward agree")
+
+
+def end_tokens(generation_config: Any) -> tuple[int, ...]:
+    """The ids that end a text, from a generation config that holds none, one, or a list."""
+    eos = generation_config.eos_token_id
+    if eos is None:
+        return ()
+    return (eos,) if isinstance(eos, int) else tuple(eos)
+
+
+def longest_text(config: Any) -> int | None:
+    """The positions a KV row may have before the model would need a sliding window or longer rotary tables.
+
+    None where the config names no bound.
+    """
+    bounds = [getattr(config, "max_position_embeddings", None)]
+    slides = getattr(config, "use_sliding_window", True)
+    if slides:
+        bounds.append(getattr(config, "sliding_window", None))
+    return min((bound for bound in bounds if bound is not None), default=None)

@@ -1,0 +1,71 @@
+"""The process around the app: the port is bound first, the model loads behind it, and SIGTERM drains.
+
+Uvicorn's own answer to SIGTERM closes the door before the guests have left: new connections are refused at once. Ours
+keeps the door open, answers new requests with 503, and closes it when the running ones have finished or the grace time
+is over. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from server.errors import SettingsError
+from server.service import Phase, Service
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+CLOSING_S = 3.0  # after the drain: for the last bytes to leave
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Raises: SettingsError where the address can't be bound."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SettingsError(f"cannot bind {host}:{port}: {reason}; choose another --host or --port") from error
+
+
+class Server(uvicorn.Server):
+    """uvicorn with a drain between the signal and the shutdown."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, grace_s: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._grace_s = grace_s
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        await self._service.drain(self._grace_s)
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._service.phase is Phase.FAILED:
+            return True
+        return await super().on_tick(counter)
+
+
+def run(app: FastAPI, settings: Settings) -> None:
+    """Serve until a signal. Raises: SettingsError where the port or the model can't be had."""
+    listener = bind(settings.host, settings.port)
+    service: Service = app.state.service
+    host, port = listener.getsockname()[:2]
+    logger.info("listening on http://%s:%d, loading %s", f"[{host}]" if ":" in host else host, port, service.model_name)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=int(CLOSING_S))
+    Server(config, service, settings.grace_s).run(sockets=[listener])
+    if service.phase is Phase.FAILED and service.failure is not None:
+        raise service.failure

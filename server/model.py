@@ -1,0 +1,24 @@
+"""Where a model's files are: a folder here, or a name on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from server.errors import ModelError
+
+
+def locate(model: str) -> str:
+    """The folder of a model, or its hub id unchanged (transformers fetches and caches it).
+
+    Raises: ModelError where it is meant as a folder and there is none, or none that holds a model.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{model} is a folder without config.json: name a folder that save_pretrained has written")
+        return str(folder)
+    organisation, slash, name = model.partition("/")
+    hub_id = slash and organisation not in ("", ".", "..", "~") and "/" not in name and not Path(organisation).is_dir()
+    if folder.exists() or not hub_id:
+        raise ModelError(f"there is no model folder {model}: name an existing folder, or a hub id such as org/name")
+    return model

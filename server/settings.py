@@ -1,0 +1,66 @@
+"""Every setting of the server, validated once; the command line and the environment are both made from this class.
+
+`--max-total-tokens 1024` and `TOKENCLOCK_MAX_TOTAL_TOKENS=1024` are the same; the command line wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from server.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """Serve a model over HTTP: /generate, /generate_stream, /tokenize, /info, /health, /metrics."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TOKENCLOCK_",
+        cli_prog_name="tokenclock-server serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        extra="forbid",
+    )
+
+    model: str | None = Field(
+        default=None, min_length=1, description="model folder or hub id; without it, the demonstration model"
+    )
+    backend: Literal["cpu"] = Field(default="cpu", description="what runs the model")
+    slots: Annotated[int, Field(ge=1, le=1024, description="requests decoded together")] = 4
+    max_total_tokens: Annotated[int, Field(ge=4, description="prompt and new tokens of one request")] = 2048
+    max_concurrent_requests: Annotated[int, Field(ge=1, description="running and waiting; one more gets 429")] = 128
+    threads: Annotated[int | None, Field(ge=1, description="torch threads; without it, torch decides")] = None
+    host: str = Field(default="127.0.0.1", description="address to bind")
+    port: Annotated[int, Field(ge=0, le=65535, description="port to bind; 0 takes a free one")] = 8080
+    grace_s: Annotated[
+        float, Field(ge=0, description="seconds that running requests have to finish after SIGTERM")
+    ] = 20.0
+
+    @model_validator(mode="after")
+    def _slots_can_be_filled(self) -> Settings:
+        if self.max_concurrent_requests < self.slots:
+            raise ValueError(
+                f"max_concurrent_requests {self.max_concurrent_requests} is below slots {self.slots}, so slots would "
+                f"stay empty: raise it to at least {self.slots}"
+            )
+        return self
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Settings from the command line and the environment. `--help` and unknown options leave through SystemExit.
+
+    Raises: SettingsError naming the option, its value and what is allowed.
+    """
+    try:
+        return CliApp.run(Settings, cli_args=list(arguments))
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            option = "".join(f"--{str(part).replace('_', '-')} {problem['input']}: " for part in problem["loc"])
+            problems.append(option + problem["msg"].removeprefix("Value error, "))
+        raise SettingsError("; ".join(problems)) from error
