@@ -132,7 +132,13 @@ class Service:
                 raise Unavailable("unhealthy")
 
     def open(
-        self, request_id: str, token_ids: tuple[int, ...], max_new_tokens: int, sampling: Sampling, stop: tuple[str, ...]
+        self,
+        request_id: str,
+        token_ids: tuple[int, ...],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: tuple[str, ...],
+        arrived_s: float,
     ) -> Stream:
         """Queue a request that has been validated.
 
@@ -142,7 +148,7 @@ class Service:
         if len(self._open) >= self.settings.max_concurrent_requests:
             raise Overloaded("Model is overloaded")
         mailbox: asyncio.Queue[Delivery] = asyncio.Queue()
-        request = Request(request_id, token_ids, max_new_tokens, sampling, stop, mailbox.put_nowait)
+        request = Request(request_id, token_ids, max_new_tokens, sampling, stop, mailbox.put_nowait, arrived_s)
         stream = Stream(self, request, mailbox)
         self._open.add(stream)
         self.engine.submit(request)

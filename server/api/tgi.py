@@ -6,6 +6,7 @@ Shapes, messages and framing are those of text-generation-inference 3.3; docs/wi
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -127,6 +128,7 @@ async def admit(service: Service, body: GenerateRequest, request_id: str | None)
 
     Raises: ValidationError with TGI's message; Overloaded; Unavailable.
     """
+    arrived_s = time.monotonic()
     service.metrics.received()
     service.require_ready()
     limits = service.engine.backend.limits
@@ -139,7 +141,7 @@ async def admit(service: Service, body: GenerateRequest, request_id: str | None)
         token_ids = token_ids[-body.parameters.truncate :]
     max_new_tokens = room(len(token_ids), body.parameters.max_new_tokens, limits)
     return service.open(
-        request_id or secrets.token_hex(8), tuple(token_ids), max_new_tokens, sampling, tuple(body.parameters.stop)
+        request_id or secrets.token_hex(8), tuple(token_ids), max_new_tokens, sampling, tuple(body.parameters.stop), arrived_s
     )
 
 

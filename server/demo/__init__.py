@@ -18,9 +18,9 @@ from typing import Any
 CORPUS = Path(__file__).with_name("corpus.txt")
 VOCABULARY = 1024  # at most; the corpus has merges for 947
 SHAPE = {
-    "hidden_size": 256,
-    "intermediate_size": 688,
-    "num_hidden_layers": 4,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 4096,

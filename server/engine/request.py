@@ -52,7 +52,7 @@ class Request:
     sampling: Sampling
     stop: tuple[str, ...]
     deliver: Callable[[Delivery], None]  # called on the event loop
-    arrived_s: float = field(default_factory=time.monotonic)
+    arrived_s: float = field(default_factory=time.monotonic)  # before its text was tokenized
     prefill_started_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None

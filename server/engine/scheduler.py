@@ -68,13 +68,13 @@ class Scheduler(Generic[R]):
 
     def drop(self, request: R) -> int | None:
         """Forget a request wherever it is. Returns the slot the backend must release, or None if it held none."""
-        if self.prefilling is not None and self.prefilling.request is request:
+        if self.prefilling is not None and self.prefilling.request == request:
             slot = self.prefilling.slot
             self.prefilling = None
             self._free.append(slot)
             return slot
         for slot, holder in self.live.items():
-            if holder is request:
+            if holder == request:
                 self.finish(slot)
                 return slot
         if request in self.waiting:

@@ -1,0 +1,158 @@
+"""The command line: `tokenclock run` measures an endpoint, `tokenclock report` recomputes a report from raw samples."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadtest import plan as plans
+from loadtest.verdict import Verdict
+
+if TYPE_CHECKING:
+    from loadtest.run import Options
+
+
+class Usage(Exception):
+    """The words of the command line don't fit together; the message says how they would."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    try:
+        sys.exit(dispatch(parser().parse_args(arguments)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def dispatch(asked: argparse.Namespace) -> int:
+    try:
+        return run(asked) if asked.verb == "run" else report(asked)
+    except Usage as error:
+        return fail(str(error))
+    except ModuleNotFoundError as error:
+        return fail(f"{error.name} is not installed: pip install 'tokenclock[loadtest]'")
+
+
+def run(asked: argparse.Namespace) -> int:
+    chosen = options(asked)
+    from loadtest import run as verb
+
+    return verb.run(chosen, echo(asked))
+
+
+def report(asked: argparse.Namespace) -> int:
+    import json
+
+    from loadtest.report import tables, write
+    from loadtest.sample import SampleError
+
+    try:
+        written = write(asked.folder)
+    except (OSError, SampleError, ValueError) as error:
+        return fail(f"{asked.folder} can't be reported: {error}")
+    print(tables(json.loads((asked.folder / "summary.json").read_text(encoding="utf-8"))))
+    print(f"\nreport: {written}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="tokenclock", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verb = verbs.add_parser("run", help="measure an endpoint", description="Measure an endpoint: a plan in waves, or users for a time.")
+    where = verb.add_argument_group("what is measured")
+    where.add_argument("--url", metavar="URL", help="a TGI endpoint, such as http://127.0.0.1:8080")
+    where.add_argument("--serve", metavar="CMD", help="start this server for each configuration, and stop it after; {slots} and {port} are filled in")
+    where.add_argument("--serve-timeout", type=seconds, default="10m", metavar="TIME", help="how long it may take to be ready (default: 10m)")
+    grid = verb.add_argument_group("a plan, in waves")
+    grid.add_argument("--plan", metavar="NAME", help=" or ".join(plans.PLANS))
+    grid.add_argument("--config", choices=tuple(plans.CONFIGS), help="only this configuration (default: both)")
+    grid.add_argument("-n", "--waves", type=count, default=10, metavar="N", help="waves of each cell (default: 10)")
+    grid.add_argument("--warmup-waves", type=count, default=1, metavar="N", help="waves before them that don't count (default: 1)")
+    free = verb.add_argument_group("or a free run, in a closed loop")
+    free.add_argument("-u", "--users", type=count, metavar="N", help="requests in flight")
+    free.add_argument("-t", "--run-time", type=seconds, metavar="TIME", help="such as 30s, 5m, 1h30m")
+    free.add_argument("--input-tokens", type=count, metavar="N", help="tokens of every prompt, as the server counts (default: 256)")
+    free.add_argument("--new-tokens", type=count, metavar="N", help="tokens of every answer (default: 256)")
+    both = verb.add_argument_group("both")
+    both.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where the run's folder goes (default: results)")
+    both.add_argument("--seed", type=int, default=1, help="of the prompts (default: 1)")
+    both.add_argument("--idle-timeout", type=seconds, default="60s", metavar="TIME", help="a stream silent for longer is a timeout (default: 60s)")
+    both.add_argument("--timeout", type=seconds, default="10m", metavar="TIME", help="a request longer than this is a timeout (default: 10m)")
+    both.add_argument("--allow", action="append", default=[], choices=[v.value for v in Verdict if v is not Verdict.COMPLETE], help="a verdict that doesn't fail the run; may be repeated")
+    again = verbs.add_parser("report", help="recompute a report", description="Recompute summary, charts and report of a run's folder.")
+    again.add_argument("folder", type=Path, help="a folder with samples.jsonl and run.json")
+    return top  # fmt: skip
+
+
+def options(asked: argparse.Namespace) -> Options:
+    """Raises: Usage where the options contradict each other or lack one."""
+    free = {"-u/--users": asked.users, "-t/--run-time": asked.run_time, "--input-tokens": asked.input_tokens, "--new-tokens": asked.new_tokens}  # fmt: skip
+    given = [name for name, value in free.items() if value is not None]
+    if (asked.url is None) == (asked.serve is None):
+        raise Usage("say where: either --url URL or --serve CMD")
+    if asked.plan is not None and given:
+        raise Usage(f"--plan fixes users and tokens, {given[0]} is for a free run: leave one of them out")
+    if asked.plan is None and (asked.users is None or asked.run_time is None):
+        raise Usage(f"say what: --plan {'|'.join(plans.PLANS)}, or a free run with -u USERS -t TIME")
+    if asked.plan is None and asked.config is not None:
+        raise Usage("--config belongs to a plan: add --plan, or leave it out")
+    try:
+        plan = plans.named(asked.plan) if asked.plan is not None else None
+    except plans.PlanError as error:
+        raise Usage(str(error)) from error
+    from loadtest.measure import Limits
+    from loadtest.run import Options
+
+    return Options(
+        url=asked.url,
+        serve=asked.serve,
+        serve_timeout_s=asked.serve_timeout,
+        results=asked.results,
+        seed=asked.seed,
+        limits=Limits(asked.idle_timeout, asked.timeout),
+        allow=frozenset(asked.allow),
+        plan=plan,
+        configs=(plans.CONFIGS[asked.config],) if asked.config else tuple(plans.CONFIGS.values()),
+        waves=asked.waves,
+        warmup_waves=asked.warmup_waves,
+        users=asked.users or 1,
+        run_time_s=asked.run_time or 0.0,
+        input_tokens=asked.input_tokens or 256,
+        new_tokens=asked.new_tokens or 256,
+    )
+
+
+def echo(asked: argparse.Namespace) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(asked).items()) if name != "verb"}
+
+
+def count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return number
+
+
+def seconds(text: str) -> float:
+    """`90`, `90s`, `5m`, `1h30m` in seconds."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    parts = [float(part or 0) for part in match.groups()] if match else [0.0, 0.0, 0.0]
+    total = parts[0] * 3600 + parts[1] * 60 + parts[2]
+    if total <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 30s, 5m or 1h30m")
+    return total
+
+
+def fail(sentence: str) -> int:
+    print(f"tokenclock: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

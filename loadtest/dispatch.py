@@ -1,0 +1,125 @@
+"""Who is sent next, and when: waves released together, or a closed loop. Users ask, the plan answers.
+
+Both sides are greenlets of one process. A user calls `take`, which blocks until the plan wants a request of it, measures
+it, and calls `done`. No locust here: it only runs the users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Protocol
+
+from gevent.event import AsyncResult
+from gevent.queue import Queue
+
+from loadtest.measure import Order
+from loadtest.plan import Cell
+from loadtest.prompts import Prompts
+from loadtest.sample import Sample
+from loadtest.transport.base import Clock, monotonic_ns
+
+
+class Dispatch(Protocol):
+    def take(self, user: int) -> Order | None:
+        """The user's next order; None when there will be no more."""
+
+    def done(self, user: int, sample: Sample) -> None: ...
+
+    def close(self) -> None:
+        """Give no more orders; users that wait for one get None."""
+
+
+def ids(run: str, process: int) -> Iterator[str]:
+    """Request ids that are unique in a run: `<run>-<process>-<number>`."""
+    number = 0
+    while True:
+        yield f"{run}-{process}-{number}"
+        number += 1
+
+
+class Waves:
+    """The requests of a wave are released together; the next wave waits for the last of them."""
+
+    def __init__(self, prompts: Prompts, next_id: Iterator[str], clock: Clock = monotonic_ns) -> None:
+        self._prompts = prompts
+        self._next_id = next_id
+        self._clock = clock
+        self._waiting: Queue[AsyncResult[Order | None]] = Queue()
+        self._done: Queue[Sample] = Queue()
+        self._closed = False
+
+    def take(self, user: int) -> Order | None:
+        if self._closed:
+            return None
+        order: AsyncResult[Order | None] = AsyncResult()
+        self._waiting.put(order)
+        return order.get()  # type: ignore[no-any-return]
+
+    def done(self, user: int, sample: Sample) -> None:
+        self._done.put(sample)
+
+    def close(self) -> None:
+        self._closed = True
+        while not self._waiting.empty():
+            self._waiting.get().set(None)
+
+    def run(self, cell: Cell, phase: str, waves: int) -> Iterator[list[Sample]]:
+        """Release `waves` waves of a cell, one after the other; yields the samples of each when its last one is there.
+
+        Blocks until as many users wait as the cell has requests in flight.
+        """
+        for wave in range(waves):
+            users = [self._waiting.get() for _ in range(cell.concurrency)]
+            prompts = [self._prompts.draw(cell.input_tokens) for _ in users]
+            request_ids = [next(self._next_id) for _ in users]
+            now = self._clock()
+            for user, prompt, request_id in zip(users, prompts, request_ids, strict=True):
+                user.set(Order(request_id, cell.in_wave(wave), phase, prompt, now))
+            yield [self._done.get() for _ in users]
+
+
+class ClosedLoop:
+    """Every user sends its next request when its last one has ended.
+
+    The first request of a user is `warmup`; until all users run, the others are `ramp`; then `steady`.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        prompts: Prompts,
+        next_id: Iterator[str],
+        all_running: Callable[[], bool],
+        clock: Clock = monotonic_ns,
+    ) -> None:
+        self._cell = cell
+        self._prompts = prompts
+        self._next_id = next_id
+        self._all_running = all_running
+        self._clock = clock
+        self._ended_ns: dict[int, int] = {}
+        self._closed = False
+
+    def take(self, user: int) -> Order | None:
+        if self._closed:
+            return None
+        if user not in self._ended_ns:
+            phase, scheduled_ns = "warmup", self._clock()
+        else:
+            phase, scheduled_ns = "steady" if self._all_running() else "ramp", self._ended_ns[user]
+        prompt = self._prompts.draw(self._cell.input_tokens)
+        return Order(next(self._next_id), self._cell, phase, prompt, scheduled_ns)
+
+    def done(self, user: int, sample: Sample) -> None:
+        self._ended_ns[user] = sample.ended_ns
+
+    def close(self) -> None:
+        self._closed = True
+
+
+def drained(sample: Sample, stopped_ns: int | None) -> Sample:
+    """A request that ended after the stop belongs to the drain, whatever it was begun as."""
+    if stopped_ns is None or sample.ended_ns <= stopped_ns:
+        return sample
+    return replace(sample, phase="drain")

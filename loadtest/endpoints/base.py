@@ -1,0 +1,92 @@
+"""An endpoint knows one protocol: how to ask for exactly M tokens, and how to read the events that come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from loadtest.sse import ServerSentEvent
+from loadtest.transport.base import Connection, HttpRequest, Target
+
+
+class EndpointError(Exception):
+    """The endpoint can't be measured; the message names what it said and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one event says."""
+
+    tokens: int = 0  # generated tokens it carries
+    text: str = ""  # visible text
+    finished: bool = False  # the protocol's own end
+    error: str | None = None  # an error, or why this is no event of the protocol
+    input_tokens: int | None = None  # the server's count of the prompt
+    new_tokens: int | None = None  # the server's count of what it generated
+    server: dict[str, Any] | None = None  # the server's own timing
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What an endpoint says of itself, before anything is measured."""
+
+    slots: int | None  # None where it does not say
+    max_total_tokens: int | None
+    info: dict[str, Any] | None = field(default=None)  # verbatim, for run.json
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A token of a text; `start` and `stop` count its characters."""
+
+    start: int
+    stop: int
+
+
+class Endpoint(Protocol):
+    @property
+    def protocol(self) -> str:
+        """`tgi`, for run.json."""
+
+    @property
+    def route(self) -> str:
+        """What locust's table calls it."""
+
+    @property
+    def needs_clean_end(self) -> bool:
+        """A stream is complete only if its body, too, ended as its framing said."""
+
+    def request(self, prompt: str, new_tokens: int, request_id: str) -> HttpRequest:
+        """Ask for exactly `new_tokens`, EOS suppressed, streamed."""
+
+    def read(self, event: ServerSentEvent) -> Reading: ...
+
+    def error_of(self, body: bytes) -> str:
+        """The message in a body whose status is not 200."""
+
+    def describe(self, connection: Connection) -> Description:
+        """Raises: EndpointError, TransportError."""
+
+    def tokenize(self, connection: Connection, text: str) -> list[Piece]:
+        """The tokens of a text as the server counts them, special ones included.
+
+        Raises: EndpointError, TransportError.
+        """
+
+
+def parse_url(url: str) -> Target:
+    """The target of a base URL.
+
+    Raises: EndpointError where it isn't plain http or names no host.
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise EndpointError(f"{url} has no valid port: use 1 to 65535") from error
+    if parts.scheme != "http":
+        raise EndpointError(f"{url} asks for {parts.scheme}: only http:// can be measured in this version")
+    if not parts.hostname:
+        raise EndpointError(f"{url} names no host: write it as http://127.0.0.1:8080")
+    return Target(parts.hostname, port or 80, parts.path.rstrip("/"))

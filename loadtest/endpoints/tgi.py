@@ -1,0 +1,97 @@
+"""text-generation-inference's native protocol: `/generate_stream`, one event a token, and `/tokenize`.
+
+`parameters.ignore_eos` is tokenclock's own addition and `x-tokenclock-timing` its own header; both ask a server of this
+project for what TGI can't do. Source: huggingface/text-generation-inference 3.3.6-dev0, router/src/server.rs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from loadtest.endpoints.base import Description, EndpointError, Piece, Reading
+from loadtest.sse import ServerSentEvent
+from loadtest.transport.base import Connection, HttpRequest, fetch
+
+JSON = (("content-type", "application/json"),)
+LONGEST_EXCERPT = 200  # characters of a stranger's bytes in a message
+
+
+class TgiEndpoint:
+    protocol = "tgi"
+    route = "/generate_stream"
+    needs_clean_end = False  # an event with `generated_text` is TGI's own end
+
+    def request(self, prompt: str, new_tokens: int, request_id: str) -> HttpRequest:
+        parameters = {"max_new_tokens": new_tokens, "details": True, "ignore_eos": True}
+        return HttpRequest(
+            "POST",
+            self.route,
+            (*JSON, ("accept", "text/event-stream"), ("x-request-id", request_id), ("x-tokenclock-timing", "1")),
+            orjson.dumps({"inputs": prompt, "parameters": parameters}),
+        )
+
+    def read(self, event: ServerSentEvent) -> Reading:
+        if not event.data:
+            return Reading()
+        try:
+            said = orjson.loads(event.data)
+        except orjson.JSONDecodeError:
+            return Reading(error=f"an event is not JSON: {excerpt(event.data)}")
+        if event.event == "tokenclock":
+            return Reading(server=said)
+        if not isinstance(said, dict):
+            return Reading(error=f"an event is not an object: {excerpt(event.data)}")
+        if "error" in said:
+            return Reading(error=f"{said.get('error_type', 'error')}: {said['error']}")
+        token = said.get("token")
+        if token is None and "token" in said and said.get("generated_text") is None:
+            return Reading()  # an event without a token is no token event
+        if not isinstance(token, dict) or "id" not in token:
+            return Reading(error=f"an event carries no token: {excerpt(event.data)}")
+        text = "" if token.get("special") else str(token.get("text", ""))
+        if said.get("generated_text") is None:
+            return Reading(tokens=1, text=text)
+        details = said.get("details") or {}
+        return Reading(
+            tokens=1,
+            text=text,
+            finished=True,
+            input_tokens=details.get("input_length"),
+            new_tokens=details.get("generated_tokens"),
+        )
+
+    def error_of(self, body: bytes) -> str:
+        try:
+            said = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return excerpt(body)
+        return str(said["error"]) if isinstance(said, dict) and "error" in said else excerpt(body)
+
+    def describe(self, connection: Connection) -> Description:
+        info = self._ask(connection, HttpRequest("GET", "/info"))
+        if not isinstance(info, dict):
+            raise EndpointError("/info does not answer with an object: is this a TGI endpoint?")
+        return Description(info.get("slots"), info.get("max_total_tokens"), info)
+
+    def tokenize(self, connection: Connection, text: str) -> list[Piece]:
+        request = HttpRequest("POST", "/tokenize", JSON, orjson.dumps({"inputs": text}))
+        pieces = self._ask(connection, request)
+        try:
+            return [Piece(int(piece["start"]), int(piece["stop"])) for piece in pieces]
+        except (TypeError, KeyError, ValueError) as error:
+            raise EndpointError(f"/tokenize does not answer with tokens and offsets ({error})") from error
+
+    def _ask(self, connection: Connection, request: HttpRequest) -> Any:
+        status, body = fetch(connection, request)
+        if status != 200:
+            raise EndpointError(f"{request.path} answers {status}: {self.error_of(body)}")
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise EndpointError(f"{request.path} does not answer with JSON: {excerpt(body)}") from error
+
+
+def excerpt(data: bytes) -> str:
+    return repr(data[:LONGEST_EXCERPT].decode("utf-8", "replace"))

@@ -1,0 +1,137 @@
+"""What plain `locust` runs: users in a closed loop against a TGI endpoint, with locust's own page and tables.
+
+    locust                      # http://127.0.0.1:8089, then Start
+    locust --headless -t 30s    # the table in the terminal
+
+Every request is one row of locust's own; TTFT, ITL and E2E stand beside it and leave `Aggregated` as it is. A test that
+runs in one process leaves its raw samples and a report in a folder of `--results-dir`.
+"""
+
+from __future__ import annotations
+
+from loadtest.runner import Books, Load, TokenUser  # isort: skip  (first: importing locust patches sockets)
+
+import itertools
+import logging
+from pathlib import Path
+
+import gevent
+from locust import events
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.runners import LocalRunner, MasterRunner, WorkerRunner
+
+from loadtest.dispatch import ClosedLoop, ids
+from loadtest.endpoints.base import EndpointError, parse_url
+from loadtest.measure import Limits
+from loadtest.monitor import Monitor
+from loadtest.plan import Cell
+from loadtest.record import Recorder
+from loadtest.report import write
+from loadtest.run import look_at
+from loadtest.sample import Sample
+from loadtest.transport.base import monotonic_ns
+
+logger = logging.getLogger(__name__)
+
+
+class StreamUser(TokenUser):
+    """The user that locust spawns; `load` is set when a test starts."""
+
+
+class Test:
+    """Everything between Start and Stop in this process."""
+
+    def __init__(self, environment: Environment) -> None:
+        """Raises: EndpointError where the endpoint can't be measured; OSError where results can't be written."""
+        asked = environment.parsed_options
+        runner = environment.runner
+        assert asked is not None
+        assert runner is not None
+        process = runner.worker_index if isinstance(runner, WorkerRunner) else 0
+        users = runner.target_user_count
+        found = look_at(
+            environment.host or "", asked.seed + process, [asked.input_tokens], asked.input_tokens + asked.new_tokens
+        )
+        self.cell = Cell(None, found.description.slots, users, asked.input_tokens, asked.new_tokens)
+        self.recorder: Recorder | None = None
+        if isinstance(runner, LocalRunner):
+            self.recorder = Recorder(
+                Path(asked.results_dir),
+                f"{users}-users",
+                plan=None,
+                configs=[],
+                waves=None,
+                seed=asked.seed,
+                options={name: value for name, value in vars(asked).items() if isinstance(value, str | int | float)},
+            )
+            self.recorder.endpoint(None, found.url, found.endpoint.protocol, found.description.info, None)
+        else:
+            logger.info("raw samples are kept by a test in one process only; locust's tables have all requests")
+        run = self.recorder.run if self.recorder else "locust"
+        dispatch = ClosedLoop(
+            self.cell, found.prompts, ids(run, process), lambda: runner.user_count >= runner.target_user_count
+        )
+        self.load = Load(parse_url(found.url), found.endpoint, dispatch, run, process, Limits(), self.keep)
+        self.books = Books(environment, self.load)
+        self.monitor = Monitor()
+        self.monitor.start()
+
+    def keep(self, sample: Sample) -> None:
+        if self.recorder:
+            self.recorder.add(sample)
+
+    def close(self) -> None:
+        self.books.close()
+        seen = self.monitor.stop()
+        if self.recorder is None:
+            return
+        self.recorder.client(None, self.cell.concurrency, self.cell.input_tokens, self.cell.new_tokens, seen)
+        self.recorder.close(interrupted=False)
+        logger.info("report: %s", write(self.recorder.folder))
+
+
+running: Test | None = None
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: LocustArgumentParser) -> None:
+    parser.add_argument("--input-tokens", type=int, default=256, help="tokens of every prompt, as the server counts")
+    parser.add_argument("--new-tokens", type=int, default=256, help="tokens of every answer")
+    parser.add_argument("--seed", type=int, default=1, help="of the prompts")
+    parser.add_argument("--results-dir", default="results", include_in_web_ui=False, help="where raw samples go")
+
+
+@events.test_start.add_listener
+def begin(environment: Environment, **_: object) -> None:
+    """Look at the endpoint before a user is spawned; where it can't be measured, say why and end the test."""
+    global running
+    StreamUser.load = None
+    if isinstance(environment.runner, MasterRunner):
+        return
+    try:
+        running = Test(environment)
+    except (EndpointError, OSError) as error:
+        logger.error("%s", error)
+        environment.process_exit_code = 2
+        assert environment.runner is not None
+        end_it = environment.runner.stop if environment.web_ui else environment.runner.quit
+        gevent.spawn_later(0, end_it)
+        return
+    StreamUser.numbers = itertools.count()
+    StreamUser.load, StreamUser.books = running.load, running.books
+
+
+@events.test_stopping.add_listener
+def stopping(**_: object) -> None:
+    if running is not None:
+        running.load.stopped_ns = monotonic_ns()
+        running.load.dispatch.close()
+
+
+@events.test_stop.add_listener
+def end(**_: object) -> None:
+    global running
+    if running is not None:
+        running.close()
+        running = None

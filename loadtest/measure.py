@@ -1,0 +1,151 @@
+"""One request, from the clock's start to its verdict: every instant of a sample is taken in these two files.
+
+`started` is read by the transport immediately before the first write, arrivals right after each read; here they are only
+put in their places. See loadtest/transport/gevent_socket.py for the clock readings themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gevent import GreenletExit
+
+from loadtest.endpoints.base import Endpoint, Reading
+from loadtest.plan import Cell
+from loadtest.sample import Event, Got, Sample
+from loadtest.sse import Parser, SseError
+from loadtest.transport.base import BodyCut, Clock, Connection, NotHttp, Seen, TimedOut, TransportError, monotonic_ns
+from loadtest.verdict import Outcome, judge
+
+LONGEST_ERROR_BODY = 65536  # bytes kept of a body whose status is not 200
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a request may take before it counts as `timeout`."""
+
+    idle_s: float = 60.0  # without a byte
+    total_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One request that the plan wants sent."""
+
+    id: str
+    cell: Cell
+    phase: str
+    prompt: str
+    scheduled_ns: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the stream has said so far."""
+
+    events: list[Event]
+    tokens: int = 0
+    first_text_ns: int | None = None
+    finished: bool = False
+    error: str | None = None
+    input_tokens: int | None = None
+    new_tokens: int | None = None
+    server: dict[str, Any] | None = None
+
+
+def measure(
+    connection: Connection,
+    endpoint: Endpoint,
+    order: Order,
+    *,
+    run: str,
+    process: int,
+    user: int,
+    limits: Limits,
+    clock: Clock = monotonic_ns,
+) -> Sample:
+    """Send one request and keep everything that was seen of it. Never raises for what an endpoint does.
+
+    A greenlet that is killed meanwhile gives a `cancelled` sample; the caller sees GreenletExit at its next switch.
+    """
+    seen, tally, parser = Seen(), Tally([]), Parser()
+    request = endpoint.request(order.prompt, order.cell.new_tokens, order.id)
+    error_body = bytearray()
+    broken = timed_out = None
+    cancelled = False
+    last_ns: int | None = None
+    try:
+        for read in connection.exchange(request, seen, limits.idle_s, limits.total_s):
+            last_ns = read.t_ns
+            if seen.status != 200:
+                error_body += read.data[: LONGEST_ERROR_BODY - len(error_body)]
+                continue
+            for event in parser.feed(read.data):
+                _take(tally, endpoint.read(event), read.t_ns, read.read_id)
+    except TimedOut as error:
+        timed_out = str(error)
+    except (NotHttp, SseError) as error:
+        tally.error = tally.error or str(error)
+    except BodyCut:
+        pass  # whether the stream's own end came before the cut decides
+    except TransportError as error:
+        broken = str(error)
+    except GreenletExit:
+        cancelled = True
+        connection.close()
+    else:
+        last_ns = last_ns or seen.headers_ns
+    ended_ns = last_ns if seen.body_ended and last_ns is not None else clock()
+    if seen.status not in (None, 200):
+        tally.error = endpoint.error_of(bytes(error_body))
+    new_tokens = tally.tokens if tally.new_tokens is None else tally.new_tokens
+    verdict, detail = judge(
+        Outcome(
+            status=seen.status,
+            tokens=new_tokens,
+            demanded=order.cell.new_tokens,
+            finished=tally.finished and (seen.body_ended or not endpoint.needs_clean_end),
+            error=tally.error,
+            broken=broken,
+            timed_out=timed_out,
+            cancelled=cancelled,
+        )
+    )
+    return Sample(
+        run=run,
+        id=order.id,
+        process=process,
+        user=user,
+        cell=order.cell,
+        phase=order.phase,
+        got=Got(tally.input_tokens, new_tokens, "events" if tally.new_tokens is None else "server"),
+        scheduled_ns=order.scheduled_ns,
+        connect_ns=seen.connect_ns,
+        started_ns=seen.started_ns,
+        sent_ns=seen.sent_ns,
+        headers_ns=seen.headers_ns,
+        events=tuple(tally.events),
+        first_text_ns=tally.first_text_ns,
+        ended_ns=ended_ns,
+        clock=connection.clock_name,
+        transport=connection.transport_name,
+        verdict=verdict,
+        detail=detail,
+        status=seen.status,
+        server=tally.server,
+    )
+
+
+def _take(tally: Tally, reading: Reading, t_ns: int, read_id: int) -> None:
+    """Enter what an event says. The first error stands; tokens after it are still recorded."""
+    if reading.tokens:
+        tally.events.append((t_ns, reading.tokens, read_id))
+        tally.tokens += reading.tokens
+    if reading.text and tally.first_text_ns is None:
+        tally.first_text_ns = t_ns
+    tally.finished = tally.finished or reading.finished
+    tally.error = tally.error or reading.error
+    tally.server = reading.server or tally.server
+    if reading.finished:
+        tally.input_tokens, tally.new_tokens = reading.input_tokens, reading.new_tokens

@@ -1,0 +1,112 @@
+"""Prompts of exactly N tokens as the server counts them, seeded, never twice the same.
+
+Never twice, because a server that keeps prefixes would answer a repeated prompt from memory. The server is asked once how
+many tokens each word of a list has, preceded by a space; a prompt is then a random row of words whose tokens add up. That
+sum is exact for tokenizers that never merge across a space (byte-level BPE, SentencePiece with split words), and the
+caller checks it on a prompt of every length before anything is measured.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+#: Common English words: short, and mostly one token each in any vocabulary.
+WORDS = tuple(
+    """the of and to in is you that it he was for on are as with his they at be this have from or one had by word but not
+    what all were we when your can said there use an each which she do how their if will up other about out many then
+    them these so some her would make like him into time has look two more write go see number no way could people my
+    than first water been call who its now find long down day did get come made may part over new sound take only little
+    work know place year live me back give most very after thing our just name good man think say great where help
+    through much before line right too mean old any same tell boy follow came want show also around form three small set
+    put end does another well large must big even such because turn here why ask went men read need land different home
+    us move try kind hand picture again change off play spell air away animal house point page letter mother answer found
+    study still learn should world high every near add food between own below country plant last school father keep tree
+    never start city earth eye light thought head under story saw left late run while press close night real life few
+    north open seem together next white children begin got walk example ease paper group always music those both mark
+    often book clock town table worker window sea boat river star minute second machine reader report question""".split()
+)
+
+MOST_TRIES = 100  # for a prompt that was not made before
+
+
+class PromptError(ValueError):
+    """No prompt of that length can be made; the message says why."""
+
+
+class Offsets(Protocol):
+    """Where a token begins and ends in its text, in characters."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+
+
+def probe_text(words: Sequence[str] = WORDS) -> str:
+    """The text whose tokens tell how many each word has: send it to the server's /tokenize."""
+    return "".join(f" {word}" for word in words)
+
+
+def word_lengths(tokens: Sequence[Offsets], words: Sequence[str] = WORDS) -> tuple[dict[str, int], int]:
+    """(tokens of each word with its space, tokens that stand around every text) from the tokens of `probe_text`.
+
+    A token belongs to the word it ends in. Words whose tokens reach over a neighbour are left out.
+    """
+    around = sum(1 for token in tokens if token.stop <= token.start)
+    inside = sorted((token.start, token.stop) for token in tokens if token.stop > token.start)
+    lengths: dict[str, int] = {}
+    end, i = 0, 0
+    for word in words:
+        begin, end = end, end + 1 + len(word)
+        clean, count = True, 0
+        while i < len(inside) and inside[i][1] <= end:
+            clean = clean and inside[i][0] >= begin
+            count, i = count + 1, i + 1
+        if i < len(inside) and inside[i][0] < end:  # a token that begins here and ends in the next word
+            clean = False
+        if clean and count:
+            lengths[word] = count
+    return lengths, around
+
+
+class Prompts:
+    """Draws prompts. One per process, each with a seed of its own, so that processes don't repeat each other."""
+
+    def __init__(self, lengths: Mapping[str, int], around: int, seed: int) -> None:
+        """Raises: PromptError where no word is a single token: then not every length can be reached."""
+        self._lengths = dict(lengths)
+        self._around = around
+        self._words = sorted(lengths)
+        self._single = [word for word in self._words if lengths[word] == 1]
+        self._widest = max(lengths.values(), default=0)
+        self._random = random.Random(seed)  # noqa: S311 - a load, not a secret
+        self._made: set[str] = set()
+        if not self._single:
+            raise PromptError("the server's tokenizer splits every known word: no prompt of an exact length can be made")
+
+    def draw(self, input_tokens: int) -> str:
+        """A prompt of exactly `input_tokens` tokens, the special ones around it included.
+
+        Raises: PromptError where that is fewer than the server adds by itself, or all such prompts have been used.
+        """
+        if input_tokens <= self._around:
+            raise PromptError(
+                f"a prompt of {input_tokens} tokens can't be made: the server adds {self._around} by itself; "
+                f"ask for at least {self._around + 1}"
+            )
+        for _ in range(MOST_TRIES):
+            prompt = self._row(input_tokens - self._around)
+            if prompt not in self._made:
+                self._made.add(prompt)
+                return prompt
+        raise PromptError(f"all prompts of {input_tokens} tokens have been used: ask for longer ones")
+
+    def _row(self, tokens: int) -> str:
+        words: list[str] = []
+        while tokens > 0:
+            choice = self._random.choice(self._words if tokens >= self._widest else self._single)
+            words.append(choice)
+            tokens -= self._lengths[choice]
+        return "".join(f" {word}" for word in words)

@@ -1,0 +1,90 @@
+"""Raw first: a run's folder with samples.jsonl, written as requests end, and run.json, written first and last.
+
+A run that is killed leaves both readable: every sample is a whole line, and run.json is replaced, never rewritten.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loadtest import __version__
+from loadtest.machine import clocks, machine, process, versions
+from loadtest.sample import SCHEMA, Sample
+
+
+class Recorder:
+    """Owns the folder of one run. `run` is its name: UTC date, time, and what was run."""
+
+    def __init__(self, results: Path, name: str, *, plan: str | None, configs: list[str], waves: int | None, seed: int, options: dict[str, Any]) -> None:
+        """`configs`: the configurations that will be measured, so that a run cut short can say what is missing."""
+        now = datetime.now(UTC)
+        self.folder = _new_folder(results, f"{now:%Y%m%d-%H%M%S}-{name}")
+        self.run = self.folder.name
+        self.complete = 0
+        self.other = 0
+        self._run: dict[str, Any] = {
+            "schema": SCHEMA,
+            "run": self.run,
+            "tool": {"name": "tokenclock", "version": __version__},
+            "created": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "plan": plan,
+            "configs": configs,
+            "waves": waves,
+            "seed": seed,
+            "options": options,
+            "endpoints": [],
+            "machine": machine(),
+            "versions": versions(),
+            "processes": [process(0)],
+            "client": [],
+            "interrupted": True,  # until it is closed otherwise
+        }
+        self._samples = (self.folder / "samples.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._write()
+
+    def endpoint(self, config: str | None, url: str, protocol: str, info: dict[str, Any] | None, command: str | None) -> None:
+        self._run["endpoints"].append(
+            {"config": config, "url": url, "protocol": protocol, "info": info, "command": command}
+        )
+        self._write()
+
+    def client(self, config: str | None, concurrency: int, input_tokens: int, new_tokens: int, seen: dict[str, Any]) -> None:
+        """How late the client was and what it burned, during one cell."""
+        cell = {"config": config, "concurrency": concurrency, "input_tokens": input_tokens, "new_tokens": new_tokens}
+        self._run["client"].append({**cell, **seen})
+
+    def add(self, sample: Sample) -> None:
+        self._samples.write(sample.to_json() + "\n")
+        if sample.complete:
+            self.complete += 1
+        else:
+            self.other += 1
+
+    def close(self, interrupted: bool) -> None:
+        self._samples.close()
+        self._run["processes"][0]["end"] = clocks()
+        self._run["interrupted"] = interrupted
+        self._write()
+
+    def _write(self) -> None:
+        part = self.folder / "run.json.part"
+        part.write_text(json.dumps(self._run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(self.folder / "run.json")
+
+
+def _new_folder(results: Path, name: str) -> Path:
+    """Make a folder nobody else has. Raises: OSError where `results` can't be written."""
+    results.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1000):
+        folder = results / (name if attempt == 0 else f"{name}-{attempt + 1}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"{results / name} and 999 others exist")

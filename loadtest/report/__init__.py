@@ -1,0 +1,31 @@
+"""A report is computed from `samples.jsonl` and `run.json` alone, so anyone can compute it again.
+
+`write` makes summary.json, the charts and report.md in the run's folder; `tables` is what a terminal shows.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from loadtest.report import charts, markdown
+from loadtest.report.text import tables
+from loadtest.sample import read_samples
+from loadtest.summary import summarise
+
+__all__ = ["tables", "write"]
+
+
+def write(folder: Path) -> Path:
+    """Read samples.jsonl and run.json in `folder`, write the report beside them; returns the path of report.md.
+
+    Raises: SampleError (a line that is not a sample), ChartsError (matplotlib is missing), OSError.
+    """
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    summary = summarise(list(read_samples(folder / "samples.jsonl")), run)
+    content = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "summary.json").write_text(content + "\n", encoding="utf-8")
+    pictures = charts.draw(summary, folder)
+    report = folder / "report.md"
+    report.write_text(markdown.render(summary, run, [picture.name for picture in pictures]), encoding="utf-8")
+    return report

@@ -1,0 +1,103 @@
+"""How far to trust the numbers: every report carries these sentences, also where nothing speaks against it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from loadtest.report.numbers import ABSENT, quantity
+
+Summary = Mapping[str, Any]
+
+
+def sentences(summary: Summary) -> Iterator[str]:
+    """Markdown sentences, one doubt each: client, stream, plan, page, first call, and what is missing."""
+    yield "**Client error**: not calibrated in this run. It is no part of the intervals above."
+    cells = summary["cells"]
+    if cells:
+        yield _client(summary)
+        yield _stream(summary)
+        yield _stamps(summary)
+        yield _plan(summary)
+    if summary["plan"] is not None:
+        yield from _page(summary)
+    for first in summary["cold"]:
+        verdict = "" if first["verdict"] == "complete" else f", {first['verdict']}"
+        yield (
+            f"**Cold first call** ({first['label']}): TTFT {quantity(first['ttft_s'], 's')}{verdict}; "
+            "it enters no figure."
+        )
+    for note in summary["notes"]:
+        yield f"**Note**: {note}."
+
+
+def _client(summary: Summary) -> str:
+    cells = summary["cells"]
+    if summary["client"]["saturated"]:
+        return (
+            "**The client was saturated**, so these figures are in part the client's own: "
+            + "; ".join(summary["client"]["reasons"])
+            + "."
+        )
+    tightest = max(cells, key=lambda entry: (entry["client"]["lag_s"] or 0) / entry["client"]["limit_s"])
+    seen = tightest["client"]
+    loop = [e["client"]["hub_lag_p99_s"] for e in cells if e["client"]["hub_lag_p99_s"] is not None]
+    cpu = [entry["client"]["cpu"] for entry in cells if entry["client"]["cpu"] is not None]
+    return (
+        "**The client was not the bottleneck**: nearest to its limit came "
+        f"{tightest['label']}, {seen['lag_statistic']} of the lag {quantity(seen['lag_s'], 's', 3)} of at most "
+        f"{quantity(seen['limit_s'], 's', 3)} (n = {seen['lag_n']}); "
+        f"event loop p99 at most {quantity(max(loop), 's', 3) if loop else ABSENT}; "
+        f"CPU at most {f'{100 * max(cpu):.0f} % of one core' if cpu else ABSENT}."
+        " Lag is started − scheduled, less the cost of a fresh connection."
+    )
+
+
+def _stream(summary: Summary) -> str:
+    buffered = [
+        f"{entry['label']} ({100 * entry['stream']['shared_read_share']:.0f} %)"
+        for entry in summary["cells"]
+        if entry["stream"]["buffered"]
+    ]
+    if buffered:
+        return (
+            "**The stream was buffered on its way**: most token events came out of a read with others, "
+            f"so ITL and TPOT are not the server's: {', '.join(buffered)}."
+        )
+    most = max(entry["stream"]["shared_read_share"] or 0 for entry in summary["cells"])
+    return (
+        "**The stream was not buffered**: "
+        f"at most {100 * most:.1f} % of a cell's token events shared a read with another."
+    )
+
+
+def _stamps(summary: Summary) -> str:
+    clocks: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
+    for entry in summary["cells"]:
+        clocks.update(entry["clocks"])
+        counted.update(entry["counted_by"])
+    meaning = {"kernel": "the kernel's receive stamps", "user": "a clock read after each read returned"}
+    stamps = ", ".join(f"{meaning.get(clock, clock)} ({n} requests)" for clock, n in sorted(clocks.items()))
+    counts = ", ".join(f"{who} ({n})" for who, n in sorted(counted.items()))
+    return f"**Arrivals** are {stamps or ABSENT}; **tokens** were counted by {counts or ABSENT}."
+
+
+def _plan(summary: Summary) -> str:
+    wrong = [f"{entry['label']}: {said}" for entry in summary["cells"] for said in entry["off_plan"]]
+    if wrong:
+        return f"**Off plan** (marked *): {'; '.join(wrong)}."
+    return "**On plan**: every complete request had the tokens that were asked for, as far as the server counts them."
+
+
+def _page(summary: Summary) -> Iterator[str]:
+    yield (
+        "**The published page** ran each cell once, without HTTP, tokenizer or streaming; "
+        "here a repetition is a wave, and the median is shown."
+    )
+    if any(entry["cell"]["concurrency"] > 1 for entry in summary["cells"]):
+        yield (
+            "**T encoding time is not comparable with the page's** where the engine prefills one request after the "
+            "other, as tokenclock's own server does: the page prefilled its four prompts as one batch."
+        )

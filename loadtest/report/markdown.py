@@ -1,0 +1,157 @@
+"""report.md: what was measured, the page's charts and tables, every cell, every failure, and how far to trust it.
+
+Strings that came from a server or a command line are escaped: they can neither break a table nor be markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from loadtest.report import doubts
+from loadtest.report.grid import panels
+from loadtest.report.numbers import ABSENT, quantiles, quantity, with_failures
+from loadtest.report.text import output_rate, panel_rows
+from loadtest.stats import DEFINITIONS, MIN_BEYOND
+
+TIMES = (
+    ("TTFT", "ttft_s"),
+    ("TTFT from schedule", "ttft_from_schedule_s"),
+    ("ITL", "itl_s"),
+    ("TPOT", "tpot_s"),
+    ("latency", "latency_s"),
+)
+FAILABLE = (*TIMES[:2], TIMES[4], ("encoding time", "encoding_time_s"), ("batch latency", "batch_latency_s"))
+LEFT = ":---"
+
+
+def escape(text: object) -> str:
+    """One line of plain text: no pipe, tag, link or emphasis of it is markup."""
+    line = " ".join(str(text).split())
+    for character in "\\`*_[]<>|":
+        line = line.replace(character, "\\" + character)
+    return line.replace("&", "&amp;")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], others: str = "---:") -> str:
+    """A pipe table; the first column is aligned left, the others right, or as `others` says. Entries are taken as they
+    are."""
+    lines = [head, [":---"] + [others] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def render(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Sequence[str]) -> str:
+    """The whole report. pictures: file names beside it, the combined one last."""
+    blocks = [
+        f"# {escape(run['tool']['name'])} report: {escape(summary['run'])}",
+        "\n".join(f"- {line}" for line in _measured(run)),
+        *_page(summary, pictures[:-1]),
+        *_cells(summary),
+        *_server(summary["cells"]),
+        "## Verdicts\n\n" + _verdicts(summary["verdicts"]),
+        "## How far to trust these numbers\n\n" + "\n".join(f"- {line}" for line in doubts.sentences(summary)),
+        "## Definitions\n\n" + _definitions(summary),
+        "## Machine and settings\n\n" + _settings(run),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _measured(run: Mapping[str, Any]) -> Iterator[str]:
+    plan = f"plan `{run['plan']}`, {run['waves']} waves per cell" if run["plan"] else "no plan: a free run"
+    yield f"{plan}, seed {run['seed']}, begun {escape(run['created'])}"
+    for endpoint in run["endpoints"]:
+        who = f"{escape(endpoint['config'])}: " if endpoint["config"] else ""
+        yield f"{who}{escape(endpoint['url'])} ({escape(endpoint['protocol'])})"
+    yield f"measured with {escape(run['tool']['name'])} {escape(run['tool']['version'])}"
+    if run["interrupted"]:
+        yield "**the run was interrupted: it is not complete**"
+
+
+def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> Iterator[str]:
+    for panel, picture in zip(panels(summary), pictures, strict=True):
+        head, rows = panel_rows(panel)
+        yield f"## {panel.title}\n\n![{panel.title}]({picture})\n\n{table(head, rows)}"
+
+
+def _cells(summary: Mapping[str, Any]) -> Iterator[str]:
+    cells = summary["cells"]
+    if not cells:
+        return
+    rows = [
+        [
+            escape(entry["label"]),
+            *(quantiles(entry["metrics"].get(name)) for _, name in TIMES),
+            output_rate(entry),
+            f"{entry['samples']['failed']} of {entry['samples']['steady']}",
+        ]
+        for entry in cells
+    ]
+    yield (
+        "## Every cell\n\np50 / p90 / p99 of complete requests in the steady phase. "
+        f"{ABSENT}: fewer than {MIN_BEYOND} observations lie beyond that quantile.\n\n"
+        + table(["cell", *(title for title, _ in TIMES), "output tokens/s", "failed"], rows)
+    )
+    failed = [
+        [escape(entry["label"]), *(with_failures(entry["metrics"].get(name)) for _, name in FAILABLE)]
+        for entry in cells
+        if entry["samples"]["failed"]
+    ]
+    if failed:
+        yield (
+            "### With failures counted as infinitely slow\n\np50 / p90 / p99 of all requests (waves) of the steady "
+            "phase, so that failing cannot flatter.\n\n" + table(["cell", *(title for title, _ in FAILABLE)], failed)
+        )
+
+
+def _server(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    rows = []
+    for entry in cells:
+        if split := entry["server"]:
+            times = (quantity(split[f"{part}_s"], "s", 3) for part in ("queue", "prefill", "network", "decode"))
+            steps = ", ".join(f"{size}: {n}" for size, n in split["steps_by_batch_size"].items())
+            rows.append([escape(entry["label"]), str(split["n"]), *times, steps or ABSENT])
+    if rows:
+        head = ["cell", "requests", "queue", "prefill", "network", "decode", "steps by batch size"]
+        yield (
+            "## The server's own times\n\nMedians over requests. Queue, prefill and network are TTFT; network is "
+            "what is left of it, joined by request. A step counts once for every request that it served.\n\n"
+            + table(head, rows)
+        )
+
+
+def _verdicts(verdicts: Mapping[str, Any]) -> str:
+    phases = list(verdicts["by_phase"])
+    rows = [
+        [verdict, *(str(verdicts["by_phase"][phase].get(verdict, 0)) for phase in phases), str(n)]
+        for verdict, n in verdicts["counts"].items()
+    ]
+    lines = [
+        f"- **{verdict}** ({verdicts['counts'][verdict]}): {'; '.join(map(escape, said)) or 'no detail was given'}"
+        for verdict, said in verdicts["details"].items()
+    ]
+    return "\n\n".join([table(["verdict", *phases, "all"], rows), *(["\n".join(lines)] if lines else [])])
+
+
+def _definitions(summary: Mapping[str, Any]) -> str:
+    used = {name for entry in summary["cells"] for name in entry["metrics"]}
+    rows = [[f"`{name}`", one.unit, one.formula] for name, one in DEFINITIONS.items() if name in used]
+    return table(["metric", "unit", "formula"], rows, LEFT) + (
+        "\n\nQuantiles interpolate linearly between order statistics (numpy's default). The 95 % CI of a median lies "
+        "between two order statistics: with independent repetitions it holds the true median with a probability of at "
+        "least 95 %, whatever their distribution. It says nothing about the client's error. TTFT ends at the first "
+        "event with a token, reasoning included."
+    )
+
+
+def _settings(run: Mapping[str, Any]) -> str:
+    rows = [[f"machine: {key}", ABSENT if value is None else escape(value)] for key, value in run["machine"].items()]
+    rows += [[f"version: {escape(name)}", escape(version)] for name, version in sorted(run["versions"].items())]
+    rows += [[f"option: {escape(name)}", escape(json.dumps(value))] for name, value in sorted(run["options"].items()) if value not in (None, [])]
+    for endpoint in run["endpoints"]:
+        who = f"endpoint {escape(endpoint['config'])}" if endpoint["config"] else "endpoint"
+        info = endpoint["info"] or {}
+        rows += [[f"{who}: {key}", escape(endpoint[key])] for key in ("url", "protocol", "command") if endpoint[key]]
+        rows += [[f"{who} says: {escape(key)}", escape(json.dumps(value))] for key, value in info.items()]
+    rows.append(["command", escape(" ".join(run["command"]))])
+    return table(["setting", "value"], rows, LEFT)

@@ -1,0 +1,278 @@
+"""The verb `run`: a plan in waves, or users for a time, from the first check of the endpoint to the report.
+
+Exit codes: 0 every request complete and the client fast enough; 1 measured, but not so; 2 nothing could be measured;
+130 interrupted, with a report of what was measured until then.
+"""
+
+from __future__ import annotations
+
+from loadtest.runner import Load, spawned  # isort: skip  (first: importing locust patches sockets)
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gevent
+
+from loadtest.dispatch import ClosedLoop, Waves, ids
+from loadtest.endpoints.base import Description, EndpointError, parse_url
+from loadtest.endpoints.tgi import TgiEndpoint
+from loadtest.measure import Limits
+from loadtest.monitor import Monitor
+from loadtest.plan import Cell, Config, Plan
+from loadtest.progress import STARTING, Progress, effort
+from loadtest.prompts import PromptError, Prompts, probe_text, word_lengths
+from loadtest.record import Recorder
+from loadtest.sample import Sample
+from loadtest.served import served
+from loadtest.transport.base import TransportError
+from loadtest.transport.gevent_socket import GeventConnection
+
+HOPELESS_WAVES = 3  # in a row without one complete request: the endpoint is gone
+POLL_S = 0.1
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM: keep what was measured."""
+
+
+class GaveUp(Exception):
+    """The endpoint no longer answers; the message says what it did instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asks for. Either `plan`, or `users` and `run_time_s`."""
+
+    url: str | None
+    serve: str | None
+    serve_timeout_s: float
+    results: Path
+    seed: int
+    limits: Limits
+    allow: frozenset[str]
+    plan: Plan | None = None
+    configs: tuple[Config, ...] = ()
+    waves: int = 10
+    warmup_waves: int = 1
+    users: int = 1
+    run_time_s: float = 60.0
+    input_tokens: int = 256
+    new_tokens: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """An endpoint that has been looked at and can be measured."""
+
+    url: str
+    endpoint: TgiEndpoint
+    description: Description
+    prompts: Prompts
+
+
+def look_at(url: str, seed: int, lengths: list[int], total_tokens: int) -> Site:
+    """Ask the endpoint what it is, and prove that prompts have the length they should.
+
+    Raises: EndpointError with what it said and the remedy.
+    """
+    endpoint, target = TgiEndpoint(), parse_url(url)
+    connection = GeventConnection(target)
+    try:
+        description = endpoint.describe(connection)
+        most = description.max_total_tokens
+        if most is not None and total_tokens > most:
+            raise EndpointError(
+                f"{url} takes at most {most} tokens, prompt and new ones together; this run needs {total_tokens}: "
+                "serve a longer model or measure shorter cells"
+            )
+        prompts = Prompts(*word_lengths(endpoint.tokenize(connection, probe_text())), seed=seed)
+        for length in lengths:
+            counted = len(endpoint.tokenize(connection, prompts.draw(length)))
+            if counted != length:
+                raise EndpointError(
+                    f"a prompt made of {length} tokens has {counted} by the server's count: its tokenizer merges words, "
+                    "and prompts of an exact length can't be made for it in this version"
+                )
+    except TransportError as error:
+        raise EndpointError(f"{url} does not answer: {error}; is it running, and is the URL right?") from error
+    except PromptError as error:
+        raise EndpointError(str(error)) from error
+    finally:
+        connection.close()
+    return Site(url, endpoint, description, prompts)
+
+
+@contextmanager
+def site(options: Options, config: Config | None, recorder: Recorder, lengths: list[int], total_tokens: int) -> Iterator[Site]:
+    """The endpoint to measure for a configuration: a server of our own, or the one at --url."""
+    with ExitStack() as stack:
+        url, command = options.url, None
+        if options.serve is not None:
+            slots = config.slots if config else options.users
+            name = config.name if config else "run"
+            say(f"serving {name}: {slots} slot{'s' if slots != 1 else ''}")
+            log = recorder.folder / f"server-{name}.log"
+            url, command = stack.enter_context(served(options.serve, slots, log, options.serve_timeout_s))
+        assert url is not None, "the command line makes sure of --url or --serve"
+        found = look_at(url, options.seed, lengths, total_tokens)
+        recorder.endpoint(config.name if config else None, url, found.endpoint.protocol, found.description.info, command)
+        yield found
+
+
+def measure_plan(options: Options, plan: Plan, recorder: Recorder) -> None:
+    """Every configuration, every cell: warm-up waves, then the waves that count."""
+    waves = options.warmup_waves + options.waves
+    cells = {config.name: list(plan.cells(config, None)) for config in options.configs}
+    total = sum(STARTING + waves * sum(map(effort, group)) for group in cells.values())
+    lengths = sorted({cell.input_tokens for group in cells.values() for cell in group})
+    next_id = ids(recorder.run, 0)
+    with Progress(total) as progress:
+        for config in options.configs:
+            progress.now(f"{config.name}: starting")
+            with site(options, config, recorder, lengths, plan.max_total_tokens) as found:
+                progress.advance(STARTING)
+                dispatch = Waves(found.prompts, next_id)
+                load = _load(found, dispatch, options, recorder)
+                with spawned(load, config.concurrency):
+                    for cell in plan.cells(config, found.description.slots):
+                        _measure_cell(cell, dispatch, options, recorder, progress)
+
+
+def _measure_cell(cell: Cell, dispatch: Waves, options: Options, recorder: Recorder, progress: Progress) -> None:
+    monitor = Monitor()
+    hopeless = 0
+    for phase, count in (("warmup", options.warmup_waves), ("steady", options.waves)):
+        if phase == "steady":
+            monitor.start()
+        progress.now(f"{cell.label} {phase} 1/{count}")
+        for wave, samples in enumerate(dispatch.run(cell, phase, count), 1):
+            progress.advance(effort(cell))
+            progress.now(f"{cell.label} {phase} {min(wave + 1, count)}/{count}")
+            hopeless = 0 if any(sample.complete for sample in samples) else hopeless + 1
+            if hopeless == HOPELESS_WAVES:
+                raise GaveUp(f"{HOPELESS_WAVES} waves in a row without a complete request; the last: {_why(samples)}")
+    recorder.client(cell.config, cell.concurrency, cell.input_tokens, cell.new_tokens, monitor.stop())
+
+
+def measure_free(options: Options, recorder: Recorder) -> None:
+    """`users` users in a closed loop for `run_time_s` seconds; what runs at the end may finish."""
+    with site(options, None, recorder, [options.input_tokens], options.input_tokens + options.new_tokens) as found:
+        cell = Cell(None, found.description.slots, options.users, options.input_tokens, options.new_tokens)
+        running = False
+        dispatch = ClosedLoop(cell, found.prompts, ids(recorder.run, 0), lambda: running)
+        load = _load(found, dispatch, options, recorder)
+        monitor = Monitor()
+        with Progress(options.run_time_s) as progress:
+            monitor.start()
+            with spawned(load, options.users, drain_s=options.limits.total_s) as environment:
+                for _ in range(round(options.run_time_s / POLL_S)):
+                    gevent.sleep(POLL_S)
+                    assert environment.runner is not None
+                    running = environment.runner.user_count >= options.users
+                    progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
+                    progress.advance(POLL_S)
+            recorder.client(None, options.users, options.input_tokens, options.new_tokens, monitor.stop())
+
+
+def _load(found: Site, dispatch: Any, options: Options, recorder: Recorder) -> Load:
+    return Load(parse_url(found.url), found.endpoint, dispatch, recorder.run, 0, options.limits, recorder.add)
+
+
+def _why(samples: list[Sample]) -> str:
+    return f"{samples[-1].verdict}: {samples[-1].detail}"
+
+
+def run(options: Options, echo: dict[str, Any]) -> int:
+    """Measure, report, and say how it went. `echo` is every option by name, for run.json."""
+    plan = options.plan
+    try:
+        recorder = Recorder(
+            options.results,
+            plan.name if plan else f"{options.users}-users",
+            plan=plan.name if plan else None,
+            configs=[config.name for config in options.configs] if plan else [],
+            waves=options.waves if plan else None,
+            seed=options.seed,
+            options=echo,
+        )
+    except OSError as error:
+        say(f"{options.results} can't hold results: {error.strerror}; choose another --results")
+        return 2
+
+    def work() -> None:
+        if plan:
+            measure_plan(options, plan, recorder)
+        else:
+            measure_free(options, recorder)
+
+    problem = _interruptible(work)
+    recorder.close(interrupted=problem is not None)
+    if problem is not None:
+        say("interrupted: the report is of what was measured" if isinstance(problem, Interrupted) else str(problem))
+    if recorder.complete + recorder.other == 0:
+        _discard(recorder)
+        return 130 if isinstance(problem, Interrupted) else 2
+    return _report(recorder, options, problem)
+
+
+def _report(recorder: Recorder, options: Options, problem: BaseException | None) -> int:
+    import json
+
+    from loadtest.report import tables, write
+
+    report = write(recorder.folder)
+    summary = json.loads((recorder.folder / "summary.json").read_text(encoding="utf-8"))
+    print(tables(summary))
+    print(f"\nreport: {report}")
+    if isinstance(problem, Interrupted):
+        return 130
+    bad = {name: count for name, count in summary["verdicts"]["counts"].items() if name not in {"complete", *options.allow}}
+    if bad:
+        say("not complete: " + ", ".join(f"{count} {name}" for name, count in bad.items()))
+    if summary["client"]["saturated"]:
+        say("the client was the bottleneck: " + "; ".join(summary["client"]["reasons"]))
+    return 1 if problem is not None or bad or summary["client"]["saturated"] else 0
+
+
+def _interruptible(work: Callable[[], None]) -> BaseException | None:
+    """Run `work` in a greenlet that the first SIGINT or SIGTERM ends in order; returns what ended it early.
+
+    Later signals change nothing: what is left to do is short, and a server must not be left behind.
+    """
+    caught: BaseException | None = None
+
+    def guarded() -> None:
+        nonlocal caught
+        try:
+            work()
+        except (Interrupted, GaveUp, EndpointError) as error:
+            caught = error
+
+    greenlet = gevent.spawn(guarded)
+    interrupted = Interrupted("interrupted")
+    watchers = [
+        gevent.signal_handler(number, greenlet.kill, interrupted, block=False)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    ]
+    greenlet.join()
+    for watcher in watchers:
+        watcher.cancel()
+    greenlet.get()  # raises what was not expected
+    return caught
+
+
+def _discard(recorder: Recorder) -> None:
+    """A run without a single request leaves no folder behind, except a server's log that says why."""
+    for name in ("samples.jsonl", "run.json"):
+        (recorder.folder / name).unlink(missing_ok=True)
+    if not any(recorder.folder.iterdir()):
+        recorder.folder.rmdir()
+
+
+def say(sentence: str) -> None:
+    print(f"tokenclock: {sentence}", file=sys.stderr, flush=True)

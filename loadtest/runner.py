@@ -1,0 +1,192 @@
+"""Locust runs the users; the clock is ours. This module and the locustfile are the only ones that import locust.
+
+Importing locust patches the standard library's sockets for gevent, so it must come before anything that opens one.
+
+Locust's table gets its own row for every request (the whole exchange) and three beside it: TTFT, ITL and E2E. Those are
+logged straight into its statistics' entries, not as requests, so `Aggregated` counts every request once.
+"""
+
+from __future__ import annotations
+
+from locust import User, constant, stats, task  # isort: skip  (first: it patches)
+from locust.env import Environment
+from locust.exception import StopUser
+from locust.util.timespan import parse_timespan
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gevent
+from gevent.queue import Queue
+
+from loadtest.dispatch import Dispatch, drained
+from loadtest.endpoints.base import Endpoint
+from loadtest.measure import Limits, measure
+from loadtest.sample import Sample
+from loadtest.stats import itl_s, latency_s, ttft_s
+from loadtest.transport.base import Connection, Target, TransportError, monotonic_ns
+from loadtest.transport.gevent_socket import GeventConnection
+from loadtest.verdict import Verdict
+
+__all__ = ["Load", "TokenUser", "parse_timespan", "spawned", "user_class"]
+
+GAPS_AT_ONCE = 32  # rows of locust's table that are filled before streams get a turn
+LONGEST_CONNECT_S = 10.0
+
+
+class NotComplete(Exception):
+    """What locust's table and failure list show for a request whose verdict isn't `complete`."""
+
+
+def three_digits(milliseconds: float) -> float:
+    """Locust's histogram keys with three significant digits: its own two would store a gap of 3.46 ms as 3."""
+    if milliseconds <= 0:
+        return 0
+    return round(milliseconds, 2 - math.floor(math.log10(milliseconds)))
+
+
+stats.bucket_response_time = three_digits  # the hook that locust documents
+
+
+@dataclass(slots=True)
+class Load:
+    """What the users of one environment share: whom they ask, who tells them when, and who gets the samples."""
+
+    target: Target
+    endpoint: Endpoint
+    dispatch: Dispatch
+    run: str
+    process: int
+    limits: Limits
+    keep: Callable[[Sample], None]  # the recorder's `add`
+    stopped_ns: int | None = None  # set when the run's time is over
+
+
+class TokenUser(User):  # type: ignore[misc]
+    """One user, one connection, one request at a time. Subclasses carry the `load`."""
+
+    abstract = True
+    wait_time = constant(0)
+    load: ClassVar[Load | None] = None  # None: there is nothing to do
+    numbers: ClassVar[Iterator[int]]
+    books: ClassVar[Books]
+    number: int
+    connection: Connection | None = None
+
+    def on_start(self) -> None:
+        """Open the connection before any clock starts; a failure here shows in the first request's verdict."""
+        if self.load is None:
+            return
+        self.number = next(self.numbers)
+        self.connection = GeventConnection(self.load.target)
+        with suppress(TransportError):
+            self.connection.ready(LONGEST_CONNECT_S)
+
+    def on_stop(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+
+    @task
+    def stream(self) -> None:
+        load, connection = self.load, self.connection
+        order = load.dispatch.take(self.number) if load else None
+        if load is None or connection is None or order is None:
+            raise StopUser
+        sample = measure(
+            connection,
+            load.endpoint,
+            order,
+            run=load.run,
+            process=load.process,
+            user=self.number,
+            limits=load.limits,
+        )
+        sample = drained(sample, load.stopped_ns)
+        load.dispatch.done(self.number, sample)
+        self.books.enter(sample)
+        if sample.verdict is Verdict.CANCELLED:
+            raise StopUser
+
+
+class Books:
+    """Keeps finished samples: the file, and locust's table. Works behind the streams, in slices, so it delays none."""
+
+    def __init__(self, environment: Environment, load: Load) -> None:
+        self._environment = environment
+        self._load = load
+        self._queue: Queue[Sample] = Queue()
+        self._greenlet = gevent.spawn(self._work)
+
+    def enter(self, sample: Sample) -> None:
+        self._queue.put(sample)
+
+    def close(self) -> None:
+        """Wait until everything entered is kept."""
+        self._queue.put(StopIteration)
+        self._greenlet.join()
+
+    def _work(self) -> None:
+        for sample in self._queue:
+            self._load.keep(sample)
+            gevent.sleep(0)
+            self._show(sample)
+
+    def _show(self, sample: Sample) -> None:
+        if sample.verdict is Verdict.CANCELLED:  # ended by the end of the test: no answer of the endpoint's
+            return
+        name = self._load.endpoint.route
+        begun_ns = sample.scheduled_ns if sample.started_ns is None else sample.started_ns
+        self._environment.events.request.fire(
+            request_type="POST",
+            name=name,
+            response_time=(sample.ended_ns - begun_ns) / 1e6,
+            response_length=sample.got.new_tokens,
+            exception=None if sample.complete else NotComplete(f"{sample.verdict}: {sample.detail}"),
+            context={},
+        )
+        if not sample.complete:
+            return
+        entries = self._environment.stats.entries
+        for row, value_s in (("TTFT", ttft_s(sample)), ("E2E", latency_s(sample))):
+            if value_s is not None:
+                entries[(name, row)].log(value_s * 1e3, 0)
+        for i, gap_s in enumerate(itl_s(sample), 1):
+            entries[(name, "ITL")].log(gap_s * 1e3, 0)
+            if i % GAPS_AT_ONCE == 0:
+                gevent.sleep(0)
+
+
+def user_class(environment: Environment, load: Load) -> type[TokenUser]:
+    """A TokenUser bound to a load; its books are open until `close`."""
+    fields: dict[str, Any] = {
+        "abstract": False,
+        "load": load,
+        "numbers": itertools.count(),
+        "books": Books(environment, load),
+    }
+    return type("TokenUser", (TokenUser,), fields)
+
+
+@contextmanager
+def spawned(load: Load, users: int, spawn_rate: float | None = None, drain_s: float = 0.0) -> Iterator[Environment]:
+    """Run `users` users of a load through locust; on the way out they are stopped and every sample is kept.
+
+    spawn_rate: users a second; None spawns all at once. drain_s: how long running requests may go on after the stop; then
+    they are `cancelled`.
+    """
+    environment = Environment(host=f"http://{load.target.host}:{load.target.port}", stop_timeout=drain_s)
+    bound = user_class(environment, load)
+    environment.user_classes = [bound]
+    runner = environment.create_local_runner()
+    runner.start(users, spawn_rate=spawn_rate or users)
+    try:
+        yield environment
+    finally:
+        load.stopped_ns = monotonic_ns()
+        load.dispatch.close()
+        runner.quit()
+        bound.books.close()

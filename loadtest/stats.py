@@ -1,0 +1,228 @@
+"""Every metric is computed here, from the raw instants of samples and nothing else.
+
+Instants are monotonic nanoseconds of one machine; every function returns seconds, or None where the metric is
+undefined. `DEFINITIONS` says in one line each what the functions below compute; the report prints it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loadtest.sample import Sample
+
+Values = Sequence[float]
+
+MIN_BEYOND = 5  # observations that must lie beyond a quantile before it is printed
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    unit: str
+    formula: str
+
+
+DEFINITIONS = {
+    "ttft_s": Definition("s", "first token event − started"),
+    "ttft_text_s": Definition("s", "first visible text − started"),
+    "ttft_from_schedule_s": Definition("s", "first token event − scheduled (no coordinated omission)"),
+    "latency_s": Definition("s", "last token event − started"),
+    "tpot_s": Definition("s", "(latency − TTFT) / (new tokens − tokens in the first event), per request"),
+    "itl_s": Definition("s", "gaps between consecutive token events, pooled; an event of several tokens is one gap"),
+    "lag_s": Definition("s", "started − scheduled, of every request that was started, failed ones included"),
+    "encoding_time_s": Definition("s", "release of a wave → the last first token event of the wave"),
+    "batch_latency_s": Definition("s", "release of a wave → the last token event of the wave"),
+    "throughput_total_tokens_per_s": Definition(
+        "tokens/s", "Σ(input + new tokens) / batch latency, per wave; outside waves Σ over complete requests / wall"
+    ),
+    "throughput_output_tokens_per_s": Definition("tokens/s", "the same with new tokens only"),
+    "requests_per_s": Definition("requests/s", "complete requests / wall, outside waves"),
+}
+
+
+def _since(start_ns: int | None, end_ns: int | None) -> float | None:
+    return None if start_ns is None or end_ns is None else (end_ns - start_ns) / 1e9
+
+
+def _first_ns(sample: Sample) -> int | None:
+    return sample.events[0][0] if sample.events else None
+
+
+def _last_ns(sample: Sample) -> int | None:
+    return sample.events[-1][0] if sample.events else None
+
+
+def ttft_s(sample: Sample) -> float | None:
+    return _since(sample.started_ns, _first_ns(sample))
+
+
+def ttft_text_s(sample: Sample) -> float | None:
+    return _since(sample.started_ns, sample.first_text_ns)
+
+
+def ttft_from_schedule_s(sample: Sample) -> float | None:
+    return _since(sample.scheduled_ns, _first_ns(sample))
+
+
+def latency_s(sample: Sample) -> float | None:
+    """Up to the last token event; frames after it do not count. Only of a complete request is this its latency."""
+    return _since(sample.started_ns, _last_ns(sample))
+
+
+def tpot_s(sample: Sample) -> float | None:
+    """(latency − TTFT) / (new tokens − tokens in the first event); undefined where all tokens came in the first."""
+    whole_s, first_s = latency_s(sample), ttft_s(sample)
+    if whole_s is None or first_s is None:
+        return None
+    later_tokens = sample.got.new_tokens - sample.events[0][1]
+    return (whole_s - first_s) / later_tokens if later_tokens > 0 else None
+
+
+def itl_s(sample: Sample) -> list[float]:
+    """One gap less than there are token events; see `gaps_of_several_tokens` for those that hide a token."""
+    return [(after[0] - before[0]) / 1e9 for before, after in zip(sample.events, sample.events[1:], strict=False)]
+
+
+def gaps_of_several_tokens(sample: Sample) -> int:
+    """Gaps that end in an event of more than one token: each counts once in `itl_s` and so overstates the gap."""
+    return sum(tokens > 1 for _, tokens, _ in sample.events[1:])
+
+
+def lag_s(sample: Sample) -> float | None:
+    return _since(sample.scheduled_ns, sample.started_ns)
+
+
+def input_tokens(sample: Sample) -> int:
+    """The server's count; where it gave none, what the cell demanded."""
+    return sample.cell.input_tokens if sample.got.input_tokens is None else sample.got.input_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Requests released together, all complete, each with at least one token event: one observation."""
+
+    samples: tuple[Sample, ...]
+
+    @property
+    def release_ns(self) -> int:
+        return min(sample.scheduled_ns for sample in self.samples)
+
+    @property
+    def encoding_time_s(self) -> float:
+        return (max(sample.events[0][0] for sample in self.samples) - self.release_ns) / 1e9
+
+    @property
+    def batch_latency_s(self) -> float:
+        return (max(sample.events[-1][0] for sample in self.samples) - self.release_ns) / 1e9
+
+    @property
+    def throughput_total_tokens_per_s(self) -> float:
+        return sum(input_tokens(s) + s.got.new_tokens for s in self.samples) / self.batch_latency_s
+
+    @property
+    def throughput_output_tokens_per_s(self) -> float:
+        return sum(s.got.new_tokens for s in self.samples) / self.batch_latency_s
+
+
+@dataclass(frozen=True, slots=True)
+class Waves:
+    counted: tuple[Wave, ...]
+    failed: int  # a request of the wave was not complete
+    unfinished: int  # requests of the wave are missing (the run was interrupted)
+
+
+def waves(steady: Iterable[Sample], hosts: Mapping[int, str]) -> Waves:
+    """The waves of one cell. Only a whole wave counts: exactly `concurrency` requests, all complete, from one machine.
+
+    hosts: machine name by process number; instants of two machines are never mixed.
+    """
+    members: dict[tuple[str, int], list[Sample]] = defaultdict(list)
+    for sample in steady:
+        if sample.cell.wave is not None:
+            members[hosts.get(sample.process, ""), sample.cell.wave].append(sample)
+    counted, failed, unfinished = [], 0, 0
+    for _, wave in sorted(members.items()):
+        if not all(sample.complete and sample.events for sample in wave):
+            failed += 1
+        elif len(wave) != wave[0].cell.concurrency:
+            unfinished += 1
+        else:
+            counted.append(Wave(tuple(wave)))
+    return Waves(tuple(counted), failed, unfinished)
+
+
+def rates(steady: Iterable[Sample], hosts: Mapping[int, str]) -> dict[str, float]:
+    """Tokens and complete requests per second of wall, outside waves; several machines' rates are added.
+
+    wall = first scheduled start → last end, of all steady requests of one machine: a failed one takes its time too.
+    """
+    by_host: dict[str, list[Sample]] = defaultdict(list)
+    for sample in steady:
+        by_host[hosts.get(sample.process, "")].append(sample)
+    totals = dict.fromkeys(("throughput_total_tokens_per_s", "throughput_output_tokens_per_s", "requests_per_s"), 0.0)
+    for samples in by_host.values():
+        complete = [s for s in samples if s.complete]
+        if not complete:
+            continue
+        wall_s = (max(s.ended_ns for s in samples) - min(s.scheduled_ns for s in samples)) / 1e9
+        new_tokens = sum(s.got.new_tokens for s in complete)
+        totals["throughput_total_tokens_per_s"] += (sum(map(input_tokens, complete)) + new_tokens) / wall_s
+        totals["throughput_output_tokens_per_s"] += new_tokens / wall_s
+        totals["requests_per_s"] += len(complete) / wall_s
+    return totals
+
+
+def printable(n: int, q: float) -> bool:
+    """n(1 − q) ≥ 5, and below the median n·q ≥ 5: at least five observations lie beyond the quantile."""
+    return n * min(q, 1 - q) >= MIN_BEYOND - 1e-9  # 50 × (1 − 0.9) is 4.999… in binary
+
+
+def quantile(values: Values, q: float) -> float | None:
+    """Linear interpolation between order statistics, numpy's default; None where it is not `printable`."""
+    return float(np.quantile(values, q)) if printable(len(values), q) else None
+
+
+def quantile_with_failures(values: Values, failed: int, q: float) -> float | None:
+    """The same quantile of `values` and `failed` infinities: `math.inf` where it falls among them or next to them."""
+    n = len(values) + failed
+    if not printable(n, q):
+        return None
+    position = round((n - 1) * q, 9)  # 0 is the smallest value
+    if position > len(values) - 1:
+        return math.inf
+    return float(np.interp(position, np.arange(len(values)), np.sort(np.asarray(values, dtype=float))))
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    low: float
+    high: float
+    coverage: float  # what the interval really covers: 0.95 or a little more
+
+
+def median_interval(values: Values) -> Interval | None:
+    """The distribution-free interval [x₍ₖ₎, x₍ₙ₊₁₋ₖ₎] of the median, for the largest k that covers 95 %.
+
+    coverage = P(k ≤ B ≤ n − k) with B ~ Binomial(n, ½): exact for independent observations of any continuous
+    distribution. It is summed outwards from the middle; lgamma keeps it to 1e-7 up to ten million observations.
+    None below n = 6, where even the whole range covers less than 95 %.
+
+    Source: H. A. David, H. N. Nagaraja, Order Statistics, 3rd ed., section 7.1.
+    """
+    n = len(values)
+    if n < 6:
+        return None
+    k = n // 2
+    mass = math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
+    coverage = mass if n % 2 == 0 else 2 * mass
+    while coverage < CONFIDENCE:
+        mass *= k / (n - k + 1)  # P(B = k − 1) from P(B = k)
+        k -= 1
+        coverage += 2 * mass
+    ordered = np.sort(np.asarray(values, dtype=float))
+    return Interval(float(ordered[k - 1]), float(ordered[n - k]), coverage)

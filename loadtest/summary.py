@@ -1,0 +1,239 @@
+"""`summarise` turns the samples of a run into the content of summary.json; every report is a rendering of that.
+
+```
+{"schema": 1, "run": "...", "plan": "published" | "to-1024" | null, "waves": 10 | null, "interrupted": false,
+ "cells": [{"cell": {"config", "slots", "concurrency", "input_tokens", "new_tokens"}, "label": "T 256→768",
+            "waves": {"counted", "failed", "unfinished"} | null,          null outside waves
+            "samples": {"steady", "complete", "failed"},                  steady phase
+            "verdicts": {"complete": 40, ...},                            steady phase
+            "metrics": {name: METRIC}, "itl": {"gaps", "gaps_of_several_tokens"},
+            "client": {"saturated", "reasons", "limit_s", "lag_s", "lag_statistic", "lag_n", "hub_lag_p99_s", "cpu"},
+            "stream": {"token_events", "shared_read_share", "buffered"}, "off_plan": ["sentence", ...],
+            "server": {"n", "queue_s", "prefill_s", "decode_s", "network_s", "steps_by_batch_size"} | null,
+            "clocks": {"kernel": 40}, "counted_by": {"server": 40}}],
+ "cold": [{"config", "label", "ttft_s" | null, "verdict"}],               first warm-up request of each configuration
+ "missing": ["T 256→768", ...],                                           cells of the plan without a figure
+ "verdicts": {"n", "counts": {...}, "by_phase": {"warmup": {...}}, "details": {"timeout": ["first", ...]}},
+ "client": {"saturated": false, "reasons": ["L 256→1: ...", ...]},
+ "notes": ["sentence", ...]}
+METRIC = {"unit", "n", "mean", "std", "min", "max", "p50", "p90", "p95", "p99",   a quantile is null where not printable
+          "ci95_of_median": [low, high] | null, "ci95_coverage": 0.9785 | null,
+          "with_failures": {"n", "failed", "p50", "p90", "p95", "p99", "infinite": ["p99"]} | null}
+```
+A metric that is undefined for every request of the cell is left out. In `with_failures` a failed request (wave) counts
+as infinitely slow; a quantile that is infinite is null and named in `infinite`. Only the steady phase enters figures:
+warm-up, ramp and drain are in `verdicts` and, the first call of all, in `cold`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from loadtest import stats, trust
+from loadtest.plan import CONFIGS, PLANS, Cell
+from loadtest.sample import Sample
+
+SCHEMA = 1
+QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
+DETAILS = 3  # sentences kept of each verdict that is not `complete`
+
+#: Metrics of single requests, and whether a failed request counts as infinitely slow beside them.
+OF_REQUESTS: tuple[tuple[str, Callable[[Sample], float | None], bool], ...] = (
+    ("ttft_s", stats.ttft_s, True),
+    ("ttft_text_s", stats.ttft_text_s, True),
+    ("ttft_from_schedule_s", stats.ttft_from_schedule_s, True),
+    ("latency_s", stats.latency_s, True),
+    ("tpot_s", stats.tpot_s, False),
+)
+
+
+def distribution(
+    name: str, values: Sequence[float], *, failed: int | None = None, independent: bool = True
+) -> dict[str, Any]:
+    """METRIC of the docstring above. std is the sample's (n − 1). failed: None where failures have no place."""
+    ordered = np.sort(np.asarray(values, dtype=float))
+    n = len(values)
+    interval = stats.median_interval(values) if independent else None
+    beside = None
+    if failed is not None:
+        at = {p: stats.quantile_with_failures(values, failed, q) for p, q in QUANTILES.items()}
+        infinite = [p for p, value in at.items() if value == math.inf]
+        beside = {"n": n + failed, "failed": failed, **at, **dict.fromkeys(infinite), "infinite": infinite}
+    return {
+        "unit": stats.DEFINITIONS[name].unit,
+        "n": n,
+        "mean": float(ordered.mean()) if n else None,
+        "std": float(ordered.std(ddof=1)) if n > 1 else None,
+        "min": float(ordered[0]) if n else None,
+        "max": float(ordered[-1]) if n else None,
+        **{p: stats.quantile(values, q) for p, q in QUANTILES.items()},
+        "ci95_of_median": [interval.low, interval.high] if interval else None,
+        "ci95_coverage": interval.coverage if interval else None,
+        "with_failures": beside,
+    }
+
+
+def _metrics(steady: Sequence[Sample], waves: stats.Waves | None, hosts: Mapping[int, str]) -> dict[str, Any]:
+    """Every metric of one cell that is defined for at least one request, or that only failures keep from it.
+
+    Gaps of one stream, and requests of one wave, wait for one another: they are not independent observations, and no
+    interval is given for them. The waves themselves are.
+    """
+    complete = [sample for sample in steady if sample.complete]
+    alone = waves is None or steady[0].cell.concurrency == 1
+    found = {}
+    for name, metric, failable in OF_REQUESTS:
+        values = [value for sample in complete if (value := metric(sample)) is not None]
+        failed = len(steady) - len(complete) if failable else None
+        if values or failed:
+            found[name] = distribution(name, values, failed=failed, independent=alone)
+    gaps = [gap for sample in complete for gap in stats.itl_s(sample)]
+    lags = [lag for sample in steady if (lag := stats.lag_s(sample)) is not None]
+    for name, values in (("itl_s", gaps), ("lag_s", lags)):
+        if values:
+            found[name] = distribution(name, values, independent=False)
+    if waves is None:
+        found |= {name: distribution(name, [rate]) for name, rate in stats.rates(steady, hosts).items()}
+    elif waves.counted or waves.failed:
+        for name in ("encoding_time_s", "batch_latency_s"):
+            found[name] = distribution(name, [getattr(wave, name) for wave in waves.counted], failed=waves.failed)
+        for name in ("throughput_total_tokens_per_s", "throughput_output_tokens_per_s"):
+            found[name] = distribution(name, [getattr(wave, name) for wave in waves.counted])
+    return found
+
+
+def _cell(cell: Cell, steady: Sequence[Sample], hosts: Mapping[int, str], seen: Mapping[str, Any] | None) -> Any:
+    complete = [sample for sample in steady if sample.complete]
+    waves = stats.waves(steady, hosts) if steady[0].cell.wave is not None else None
+    named = asdict(cell)
+    del named["wave"]
+    return {
+        "cell": named,
+        "label": cell.label,
+        "waves": waves and {"counted": len(waves.counted), "failed": waves.failed, "unfinished": waves.unfinished},
+        "samples": {"steady": len(steady), "complete": len(complete), "failed": len(steady) - len(complete)},
+        "verdicts": _counts(steady),
+        "metrics": _metrics(steady, waves, hosts),
+        "itl": {
+            "gaps": sum(max(len(sample.events) - 1, 0) for sample in complete),
+            "gaps_of_several_tokens": sum(map(stats.gaps_of_several_tokens, complete)),
+        },
+        "client": trust.client(steady, seen),
+        "stream": trust.buffering(complete),
+        "off_plan": trust.off_plan(complete, cell),
+        "server": trust.server_split(complete),
+        "clocks": dict(sorted(Counter(sample.clock for sample in complete).items())),
+        "counted_by": dict(sorted(Counter(sample.got.counted_by for sample in complete).items())),
+    }
+
+
+def _counts(samples: Iterable[Sample]) -> dict[str, int]:
+    return dict(sorted(Counter(str(sample.verdict) for sample in samples).items()))
+
+
+def _verdicts(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Counts over all phases: a request that failed in the warm-up failed too."""
+    phases: dict[str, list[Sample]] = defaultdict(list)
+    details: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        phases[sample.phase].append(sample)
+        kept = details[str(sample.verdict)] if not sample.complete else []
+        if sample.detail and sample.detail not in kept and len(kept) < DETAILS:
+            kept.append(sample.detail)
+    return {
+        "n": len(samples),
+        "counts": _counts(samples),
+        "by_phase": {phase: _counts(members) for phase, members in sorted(phases.items())},
+        "details": dict(sorted(details.items())),
+    }
+
+
+def _cold(samples: Iterable[Sample]) -> list[dict[str, Any]]:
+    first: dict[str | None, Sample] = {}
+    for sample in samples:
+        if sample.phase == "warmup":
+            first.setdefault(sample.cell.config, sample)
+    return [
+        {"config": name, "label": s.cell.label, "ttft_s": stats.ttft_s(s), "verdict": str(s.verdict)}
+        for name, s in sorted(first.items(), key=lambda item: item[0] or "")
+    ]
+
+
+def _missing(cells: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> list[str]:
+    """Cells of the plan, in the configurations the run was to measure, without one counted wave."""
+    if run["plan"] is None:
+        return []
+    have = {entry["label"] for entry in cells if entry["waves"] and entry["waves"]["counted"]}
+    grid = [cell.label for name in run["configs"] for cell in PLANS[run["plan"]].cells(CONFIGS[name], None)]
+    return [label for label in grid if label not in have]
+
+
+def _notes(cells: Sequence[Mapping[str, Any]], run: Mapping[str, Any], missing: Sequence[str], hosts: set[str]) -> Any:
+    if run["interrupted"]:
+        yield "the run was interrupted"
+    if missing:
+        yield "cells of the plan without a figure: " + ", ".join(missing)
+    if not cells:
+        yield "no request was made in the steady phase: there is no figure"
+    if len(hosts) > 1:
+        yield f"requests came from {len(hosts)} machines: rates are sums of each machine's own, no instants are mixed"
+    for entry in cells:
+        waves, label = entry["waves"], entry["label"]
+        if waves and run["waves"] is not None and waves["counted"] < run["waves"]:
+            left_out = f"{waves['failed']} failed, {waves['unfinished']} unfinished"
+            yield f"{label}: {waves['counted']} of {run['waves']} waves count ({left_out})"
+        if several := entry["itl"]["gaps_of_several_tokens"]:
+            yield f"{label}: {several} of {entry['itl']['gaps']} gaps end in an event of several tokens"
+
+
+def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of summary.json. samples: in any order. run: the content of run.json (`run.schema.json`)."""
+    # Sorted: neither a sum in floating point nor the first call may depend on the order of the file.
+    samples = sorted(samples, key=lambda sample: (sample.scheduled_ns, sample.id))
+    hosts = {process["process"]: process["host"] for process in run["processes"]}
+    seen = {tuple(entry[key] for key in _CLIENT_KEY): entry for entry in run["client"]}
+    groups: dict[Cell, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if sample.phase == "steady":
+            groups[sample.cell.in_wave(None)].append(sample)
+    cells = [
+        _cell(cell, steady, hosts, seen.get(tuple(getattr(cell, key) for key in _CLIENT_KEY)))
+        for cell, steady in sorted(groups.items(), key=lambda item: _reading_order(item[0]))
+    ]
+    missing = _missing(cells, run)
+    reasons = [f"{entry['label']}: {reason}" for entry in cells for reason in entry["client"]["reasons"]]
+    used = {hosts.get(sample.process, "") for sample in samples}
+    return {
+        "schema": SCHEMA,
+        "run": run["run"],
+        "plan": run["plan"],
+        "waves": run["waves"],
+        "interrupted": run["interrupted"],
+        "cells": cells,
+        "cold": _cold(samples),
+        "missing": missing,
+        "verdicts": _verdicts(samples),
+        "client": {"saturated": bool(reasons), "reasons": reasons},
+        "notes": list(_notes(cells, run, missing, used)),
+    }
+
+
+_CLIENT_KEY = ("config", "concurrency", "input_tokens", "new_tokens")
+
+
+def _reading_order(cell: Cell) -> tuple[Any, ...]:
+    """By configuration, then encoding cells, then by length: the order of the plan."""
+    return (
+        cell.config or "",
+        cell.slots or 0,
+        cell.concurrency,
+        cell.new_tokens != 1,
+        cell.input_tokens,
+        cell.new_tokens,
+    )

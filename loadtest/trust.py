@@ -1,0 +1,114 @@
+"""What speaks against a cell's figures is decided here, from its samples and the client's own lag.
+
+Four questions: was the client the bottleneck, was the stream buffered on its way, were the requests those of the plan,
+and, where the server says more, what its time to first token consists of.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from loadtest import stats
+from loadtest.plan import Cell
+from loadtest.sample import Sample
+
+LAG_LIMIT_S = 0.002
+LAG_LIMIT_OF_TTFT = 0.1
+BUFFERED_SHARE = 0.5
+
+
+def client_lag_s(sample: Sample) -> float | None:
+    """started − scheduled, less what a fresh connection cost: that is the network's time, not the client's."""
+    lag = stats.lag_s(sample)
+    return None if lag is None else lag - (sample.connect_ns or 0) / 1e9
+
+
+def client(steady: Sequence[Sample], seen: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Saturated where the 99th percentile of the client's lag passes max(2 ms, 10 % of the median TTFT).
+
+    Two lags are held against the limit: that of the requests (the maximum where there are too few for a p99, which
+    is the stricter of the two) and that of the client's event loop. seen: the entry of run.json's `client`, if any.
+    """
+    ttfts = [ttft for s in steady if s.complete and (ttft := stats.ttft_s(s)) is not None]
+    limit_s = max(LAG_LIMIT_S, LAG_LIMIT_OF_TTFT * float(np.median(ttfts))) if ttfts else LAG_LIMIT_S
+    lags = [lag for sample in steady if (lag := client_lag_s(sample)) is not None]
+    p99 = stats.quantile(lags, 0.99)
+    lag_s, statistic = (p99, "p99") if p99 is not None else (max(lags, default=None), "max")
+    hub_lag_s = seen["hub_lag_p99_s"] if seen else None
+    reasons = [
+        f"{what} is {late * 1e3:.1f} ms, above the limit of {limit_s * 1e3:.1f} ms"
+        for what, late in (
+            (f"{statistic} of the requests' lag (n = {len(lags)})", lag_s),
+            ("p99 of the event loop's lag", hub_lag_s),
+        )
+        if late is not None and late > limit_s
+    ]
+    return {
+        "saturated": bool(reasons),
+        "reasons": reasons,
+        "limit_s": limit_s,
+        "lag_s": lag_s,
+        "lag_statistic": statistic,
+        "lag_n": len(lags),
+        "hub_lag_p99_s": hub_lag_s,
+        "cpu": seen["cpu"] if seen else None,
+    }
+
+
+def buffering(complete: Iterable[Sample]) -> dict[str, Any]:
+    """The share of token events that came out of a read with other token events of the same request."""
+    events = shared = 0
+    for sample in complete:
+        per_read = Counter(read_id for _, _, read_id in sample.events)
+        events += len(sample.events)
+        shared += sum(count for count in per_read.values() if count > 1)
+    share = shared / events if events else None
+    return {
+        "token_events": events,
+        "shared_read_share": share,
+        "buffered": share is not None and share > BUFFERED_SHARE,
+    }
+
+
+def off_plan(complete: Sequence[Sample], cell: Cell) -> list[str]:
+    """Sentences, one per kind of mismatch between what was demanded and what the server counted; empty where none."""
+    kinds = (
+        ("input", cell.input_tokens, Counter(s.got.input_tokens for s in complete if s.got.input_tokens is not None)),
+        ("new", cell.new_tokens, Counter(s.got.new_tokens for s in complete)),
+    )
+    return [
+        f"{count} of {len(complete)} complete requests had {tokens} {kind} tokens, not {demanded}"
+        for kind, demanded, seen in kinds
+        for tokens, count in sorted(seen.items())
+        if tokens != demanded
+    ]
+
+
+def server_split(complete: Iterable[Sample]) -> dict[str, Any] | None:
+    """Medians of the server's own queue, prefill and decode times, and of what is left of TTFT: the network's part.
+
+    network = TTFT − queue − prefill, joined by request. None where the server says nothing.
+    """
+    parts: dict[str, list[float]] = {"queue_s": [], "prefill_s": [], "decode_s": [], "network_s": []}
+    steps: Counter[str] = Counter()
+    n = 0
+    for sample in complete:
+        if sample.server is None:
+            continue
+        n += 1
+        said = {name: sample.server.get(name) for name in ("queue_s", "prefill_s", "decode_s")}
+        for name, value in said.items():
+            if value is not None:
+                parts[name].append(value)
+        ttft = stats.ttft_s(sample)
+        if ttft is not None and said["queue_s"] is not None and said["prefill_s"] is not None:
+            parts["network_s"].append(ttft - said["queue_s"] - said["prefill_s"])
+        steps.update(sample.server.get("batch_sizes") or {})
+    if not n:
+        return None
+    medians = {name: stats.quantile(values, 0.5) for name, values in parts.items()}
+    return {"n": n, **medians, "steps_by_batch_size": dict(sorted(steps.items(), key=lambda step: int(step[0])))}

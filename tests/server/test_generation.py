@@ -1,0 +1,197 @@
+"""What comes out of the slots is what transformers' own `generate` gives, token for token.
+
+Method: requests of different lengths join and leave the slots of a running engine mid-decode; the oracle runs each of
+them alone, through `generate`, in fp32, with the same model. Nothing is tolerated: ids are compared for equality.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from server.backends.base import Sampling
+from server.backends.transformers_cpu import TransformersBackend
+from server.engine.engine import Batch, Engine
+from server.engine.request import Delivery, Failure, FinishReason, Request, Token
+from server.metrics import Metrics
+from server.tokenizer import Tokenizer
+
+SLOTS = 4
+
+
+class Collector:
+    """Stands where the event loop stands: delivers every batch at once and counts tokens."""
+
+    def __init__(self) -> None:
+        self.tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.batches: list[int] = []
+
+    def __call__(self, batch: Batch) -> None:
+        self.batches.append(len(batch))
+        for request, delivery in batch:
+            request.deliver(delivery)
+            self.tokens.put(None)
+
+
+class Running:
+    """An engine over a model folder, and the requests sent to it."""
+
+    def __init__(self, folder: Path, slots: int = SLOTS) -> None:
+        self.backend = TransformersBackend.load(str(folder), slots, 512, 1)
+        self.tokenizer = Tokenizer.load(str(folder))
+        self.collector = Collector()
+        self.engine = Engine(self.backend, self.tokenizer, self.collector, Metrics(), lambda error: None)
+        self.engine.start()
+
+
+@pytest.fixture(params=["demo_folder", "splitting_folder"])
+def running(request: pytest.FixtureRequest) -> Iterator[Running]:
+    running = Running(request.getfixturevalue(request.param))
+    yield running
+    running.engine.stop()
+
+
+class Sent:
+    """A request on its way, and what has come back of it."""
+
+    def __init__(self, running: Running, ids: list[int], new_tokens: int, sampling: Sampling, stop: tuple[str, ...] = ()):
+        self.inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self.request = Request("r", tuple(ids), new_tokens, sampling, stop, self.inbox.put)
+        running.engine.submit(self.request)
+
+    def tokens(self) -> list[Token]:
+        """Blocks until the request has ended."""
+        found: list[Token] = []
+        while not found or found[-1].finish is None:
+            delivery = self.inbox.get(timeout=60)
+            assert not isinstance(delivery, Failure), delivery
+            found.append(delivery)
+        return found
+
+
+def oracle(running: Running, ids: list[int], new_tokens: int, **options: Any) -> list[int]:
+    """The ids that `generate` adds to a prompt."""
+    output = running.backend._model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64), max_new_tokens=new_tokens, **options
+    )
+    return output[0, len(ids) :].tolist()
+
+
+def prompt(running: Running, length: int, seed: int) -> list[int]:
+    return random.Random(seed).choices(range(3, running.tokenizer.fast.get_vocab_size()), k=length)
+
+
+def test_sixteen_greedy_requests_that_join_and_leave_mid_decode_equal_generate_one_by_one(running: Running):
+    generator = random.Random(7)
+    wanted = [(generator.randint(1, 200), generator.randint(1, 90)) for _ in range(16)]
+    sent: list[Sent] = []
+    for i, (length, new_tokens) in enumerate(wanted):
+        # Not all at once: a request comes when some more tokens have been made, so that it joins running ones.
+        for _ in range(generator.randint(0, 25) if i > SLOTS else 0):
+            running.collector.tokens.get(timeout=60)
+        sampling = Sampling(ignore_eos=i % 2 == 0)
+        sent.append(Sent(running, prompt(running, length, i), new_tokens, sampling))
+    answers = [each.tokens() for each in sent]
+
+    spans = [(each.request.first_token_s, each.request.last_token_s) for each in sent]
+    moments = [moment for span in spans for moment in span]
+    disturbed = sum(any(first < moment < last for moment in moments) for first, last in spans)
+    assert disturbed >= 10, "too few requests saw others join or leave while they were decoded"
+    for i, (each, answer) in enumerate(zip(sent, answers, strict=True)):
+        length, new_tokens = wanted[i]
+        alone = {"min_new_tokens": new_tokens} if i % 2 == 0 else {}
+        expected = oracle(running, prompt(running, length, i), new_tokens, do_sample=False, **alone)
+        assert [token.id for token in answer] == expected, f"request {i}"
+        assert "".join(token.text for token in answer if not token.special) == running.tokenizer.decode(expected)
+        ended = FinishReason.EOS if expected[-1] in running.tokenizer.eos_token_ids else FinishReason.LENGTH
+        assert answer[-1].finish is ended
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"temperature": 0.7}, {"temperature": 0.7, "top_k": 0}),
+        ({"top_k": 5}, {"top_k": 5}),
+        ({"top_p": 0.6, "temperature": 1.3}, {"top_p": 0.6, "temperature": 1.3, "top_k": 0}),
+        ({"repetition_penalty": 1.4, "top_k": 20}, {"repetition_penalty": 1.4, "top_k": 20}),
+    ],
+)
+def test_sampling_with_a_seed_draws_what_generate_draws_with_that_seed(running: Running, ours: Any, theirs: Any):
+    ids = prompt(running, 40, 1)
+    company = [Sent(running, prompt(running, 9 * i + 1, i), 60, Sampling()) for i in range(3)]
+    answer = Sent(running, ids, 50, Sampling(do_sample=True, seed=11, ignore_eos=True, **ours)).tokens()
+    for each in company:
+        each.tokens()
+    torch.manual_seed(11)
+    expected = oracle(running, ids, 50, do_sample=True, min_new_tokens=50, **theirs)
+    assert len(set(expected)) > 3
+    assert [token.id for token in answer] == expected
+
+
+def test_greedy_with_a_repetition_penalty_equals_generate(running: Running):
+    ids = prompt(running, 30, 2)
+    answer = Sent(running, ids, 40, Sampling(repetition_penalty=1.3, ignore_eos=True)).tokens()
+    expected = oracle(running, ids, 40, do_sample=False, repetition_penalty=1.3, min_new_tokens=40)
+    assert [token.id for token in answer] == expected
+    assert expected != oracle(running, ids, 40, do_sample=False, min_new_tokens=40), "the penalty changes nothing here"
+
+
+def test_logprobs_are_the_models_own(running: Running):
+    ids = prompt(running, 20, 3)
+    answer = Sent(running, ids, 10, Sampling(ignore_eos=True)).tokens()
+    whole = torch.tensor([ids + [token.id for token in answer]])
+    with torch.inference_mode():
+        plain = running.backend._model(whole, use_cache=False).logits.log_softmax(-1)[0]
+    for i, token in enumerate(answer):
+        assert token.logprob == pytest.approx(float(plain[len(ids) + i - 1, token.id]), abs=1e-3)
+
+
+def test_a_stop_string_ends_the_text_even_across_tokens(running: Running):
+    ids = prompt(running, 25, 4)
+    text = running.tokenizer.decode(oracle(running, ids, 60, do_sample=False, min_new_tokens=60))
+    stop = text[20:26]
+    answer = Sent(running, ids, 60, Sampling(ignore_eos=True), stop=(stop,)).tokens()
+    said = "".join(token.text for token in answer)
+    assert answer[-1].finish is FinishReason.STOP
+    assert stop in said
+    assert len(said) < len(text)
+    assert text.startswith(said.rstrip("\ufffd"))
+    before_the_last = "".join(token.text for token in answer[:-1])
+    assert stop not in before_the_last, "it ended one token too late"
+
+
+def test_a_decode_step_of_four_slots_is_one_forward_pass(running: Running):
+    calls = []
+    forward = running.backend._model.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+
+    running.backend._model.forward = counted
+    for slot in range(SLOTS):
+        running.backend.prefill(slot, prompt(running, 5 + slot, slot), Sampling())
+    del calls[:]
+    for _ in range(3):
+        assert len(running.backend.decode()) == SLOTS
+    assert calls == [(SLOTS, 1)] * 3
+
+
+def test_a_full_slot_uses_every_position_and_no_more(running: Running):
+    ids = prompt(running, 500, 5)
+    answer = Sent(running, ids, 12, Sampling(ignore_eos=True)).tokens()
+    assert [token.id for token in answer] == oracle(running, ids, 12, do_sample=False, min_new_tokens=12)
+
+
+def test_tokens_of_a_step_leave_in_one_hand_over(running: Running):
+    sent = [Sent(running, prompt(running, 10, i), 30, Sampling(ignore_eos=True)) for i in range(SLOTS)]
+    for each in sent:
+        each.tokens()
+    assert max(running.collector.batches) == SLOTS
+    assert len(running.collector.batches) < 30 * SLOTS

@@ -1,0 +1,230 @@
+"""The port is bound first, /health tells the truth, SIGTERM loses nobody, and a bad start is one sentence.
+
+Method: real processes, real signals, real sockets for the process; an app in a thread for what a process can't show.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.settings import Settings
+from server.tokenizer import Tokenizer
+from tests.server.scripted import ScriptedBackend
+
+COMMAND = [sys.executable, "-m", "server", "serve", "--port", "0"]
+
+
+@contextmanager
+def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process and its URL, as soon as it says where it listens."""
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    running = subprocess.Popen([*COMMAND, *options], stderr=subprocess.PIPE, text=True, env=environment)
+    assert running.stderr is not None
+    try:
+        for line in running.stderr:
+            if found := re.search(r"listening on (\S+),", line):
+                threading.Thread(target=running.stderr.read, daemon=True).start()  # or the pipe fills up
+                yield running, found[1]
+                break
+        else:
+            pytest.fail("it never said where it listens")
+    finally:
+        if running.poll() is None:
+            running.kill()
+        running.wait()
+        running.stderr.close()
+
+
+def wait_until_ready(client: httpx.Client) -> set[int]:
+    """The statuses that /health answered until it was 200."""
+    seen = set()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        status = client.get("/health").status_code
+        seen.add(status)
+        if status == 200:
+            return seen
+        time.sleep(0.02)
+    pytest.fail(f"not ready after a minute: {seen}")
+
+
+@pytest.mark.e2e
+def test_health_is_503_from_the_first_moment_until_the_model_is_loaded(demo_folder: Path):
+    with process("--model", str(demo_folder)) as (running, url), httpx.Client(base_url=url, timeout=10) as client:
+        reply = client.get("/health")
+        assert (reply.status_code, reply.json()["error"]) == (503, "loading")
+        refused = client.post("/generate", json={"inputs": "a"})
+        assert (refused.status_code, refused.json()["error"]) == (503, "loading")
+        assert client.get("/info").json()["phase"] == "loading"
+        assert wait_until_ready(client) == {503, 200}
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=20) == 0
+
+
+@pytest.mark.e2e
+def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(demo_folder: Path):
+    with (
+        process("--model", str(demo_folder), "--slots", "2", "--threads", "1") as (running, url),
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        wait_until_ready(client)
+        body = {"inputs": "a", "parameters": {"max_new_tokens": 600, "ignore_eos": True, "details": True}}
+        answers: list[Any] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/generate", json=body, timeout=60)))
+            for _ in range(3)  # two run, one waits for a slot
+        ]
+        for thread in threads:
+            thread.start()
+        while 'tgi_batch_current_size 2.0' not in client.get("/metrics").text:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        while (late := client.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 1}})).status_code != 503:
+            pass  # the signal is on its way
+        assert late.json() == {"error": "shutting down", "error_type": "healthcheck"}
+        assert client.get("/health").status_code == 503
+        for thread in threads:
+            thread.join()
+        assert running.wait(timeout=20) == 0
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert [answer.json()["details"]["generated_tokens"] for answer in answers] == [600, 600, 600]
+
+
+@pytest.mark.e2e
+def test_requests_longer_than_the_grace_time_are_cut_with_an_error_not_left_hanging(demo_folder: Path):
+    with (
+        process("--model", str(demo_folder), "--grace-s", "0.3") as (running, url),
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        wait_until_ready(client)
+        body = {"inputs": "a", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}}
+        with client.stream("POST", "/generate_stream", json=body) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            running.send_signal(signal.SIGTERM)
+            try:
+                rest = [line for line in lines if line.startswith("data:")]
+            except httpx.RemoteProtocolError:
+                rest = []
+        assert len(rest) < 2000
+        assert running.wait(timeout=20) == 0
+
+
+@pytest.mark.e2e
+def test_sigterm_while_the_model_loads_ends_it_at_once(demo_folder: Path):
+    with process("--model", str(demo_folder)) as (running, url):
+        assert httpx.get(f"{url}/health").status_code == 503
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=10) == 0
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model", "/no/such/folder"], "there is no model folder /no/such/folder: name an existing folder, or a hub id"),
+        (["--model", "."], ". is a folder without config.json"),
+        (["--slots", "0"], "--slots 0: Input should be greater than or equal to 1"),
+        (["--slots", "many"], "--slots many: Input should be a valid integer"),
+        (["--backend", "tpu"], "--backend tpu: Input should be 'cpu'"),
+        (["--max-total-tokens", "100000"], "attends over at most 4096 positions; --max-total-tokens 100000 passes them"),
+        (["--max-concurrent-requests", "2", "--slots", "4"], "max_concurrent_requests 2 is below slots 4"),
+        (["--nonsense", "1"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_a_bad_start_is_one_sentence_and_exit_code_2(demo_folder: Path, options: list[str], sentence: str):
+    if "--model" not in options:
+        options = ["--model", str(demo_folder), *options]
+    ended = subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert sentence in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.e2e
+def test_a_taken_port_is_one_sentence_and_exit_code_2():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            [*COMMAND, "--port", str(port)], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert ended.returncode == 2
+    assert f"cannot bind 127.0.0.1:{port}: Address already in use; choose another --host or --port" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def scripted(tokenizer_folder: Path, backend: ScriptedBackend) -> Any:
+    return lambda settings: (backend, Tokenizer.load(str(tokenizer_folder)))
+
+
+def test_a_backend_that_breaks_ends_its_requests_with_424_and_health_with_503_for_good(serve: Any, splitting_folder: Path):
+    backend = ScriptedBackend(fail_after=5)
+    settings = Settings(slots=4, max_total_tokens=100)
+    with serve(settings, scripted(splitting_folder, backend)) as client:
+        body = {"inputs": "hello", "parameters": {"max_new_tokens": 30, "ignore_eos": True}}
+        reply = client.post("/generate", json=body)
+        assert (reply.status_code, reply.json()["error_type"]) == (424, "generation")
+        assert "the device is gone" in reply.json()["error"]
+        for _ in range(3):
+            assert client.get("/health").status_code == 503
+            assert client.post("/generate", json=body).status_code == 503
+
+
+def test_a_backend_that_breaks_mid_stream_ends_the_stream_with_an_error_event(serve: Any, splitting_folder: Path):
+    with serve(Settings(), scripted(splitting_folder, ScriptedBackend(fail_after=2))) as client:
+        body = {"inputs": "hello", "parameters": {"max_new_tokens": 30, "ignore_eos": True}}
+        events = client.post("/generate_stream", json=body).text.strip().split("\n\n")
+    assert len(events) == 4, "three tokens, then the error"
+    assert '"error_type":"generation"' in events[-1]
+
+
+def test_a_parameter_the_backend_lacks_is_refused_by_name(serve: Any, splitting_folder: Path):
+    with serve(Settings(), scripted(splitting_folder, ScriptedBackend())) as client:
+        reply = client.post("/generate", json={"inputs": "a", "parameters": {"repetition_penalty": 1.2}})
+    assert reply.status_code == 422
+    assert "`repetition_penalty` is not supported by this backend" in reply.json()["error"]
+
+
+def test_a_client_that_leaves_frees_its_slot_for_the_next(serve: Any, demo_folder: Path):
+    with serve(Settings(model=str(demo_folder), slots=1, max_total_tokens=4096, threads=1)) as client:
+        body = {"inputs": "a", "parameters": {"max_new_tokens": 4000, "ignore_eos": True}}
+        with client.stream("POST", "/generate_stream", json=body) as reply:
+            next(reply.iter_lines())
+        answer = client.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 2}})
+        assert answer.status_code == 200
+        assert 'tgi_request_failure_total{err="dropped"} 1.0' in client.get("/metrics").text
+
+
+def test_more_requests_than_the_server_takes_get_429_and_the_others_finish(serve: Any, demo_folder: Path):
+    settings = Settings(model=str(demo_folder), slots=1, max_total_tokens=1000, max_concurrent_requests=2, threads=1)
+    with serve(settings) as client:
+        body = {"inputs": "a", "parameters": {"max_new_tokens": 400, "ignore_eos": True}}
+        replies: list[httpx.Response] = []
+        url = str(client.base_url)
+        threads = [
+            threading.Thread(target=lambda: replies.append(httpx.post(f"{url}/generate", json=body, timeout=60)))
+            for _ in range(5)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        statuses = sorted(reply.status_code for reply in replies)
+        assert statuses.count(200) >= 2
+        assert statuses.count(200) + statuses.count(429) == 5
+        assert statuses.count(429) >= 1
+        assert all(r.json()["error_type"] == "overloaded" for r in replies if r.status_code == 429)
