@@ -61,35 +61,82 @@ def report(asked: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="tokenclock", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    verb = verbs.add_parser("run", help="measure an endpoint", description="Measure an endpoint: a plan in waves, or users for a time.")
+    verb = verbs.add_parser(
+        "run", help="measure an endpoint", description="Measure an endpoint: a plan in waves, or users for a time."
+    )
     where = verb.add_argument_group("what is measured")
     where.add_argument("--url", metavar="URL", help="a TGI endpoint, such as http://127.0.0.1:8080")
-    where.add_argument("--serve", metavar="CMD", help="start this server for each configuration, and stop it after; {slots} and {port} are filled in")
-    where.add_argument("--serve-timeout", type=seconds, default="10m", metavar="TIME", help="how long it may take to be ready (default: 10m)")
+    where.add_argument(
+        "--serve",
+        metavar="CMD",
+        help="start this server for each configuration, and stop it after; {slots} and {port} are filled in",
+    )
+    where.add_argument(
+        "--serve-timeout",
+        type=seconds,
+        default="10m",
+        metavar="TIME",
+        help="how long it may take to be ready (default: 10m)",
+    )
     grid = verb.add_argument_group("a plan, in waves")
     grid.add_argument("--plan", metavar="NAME", help=" or ".join(plans.PLANS))
     grid.add_argument("--config", choices=tuple(plans.CONFIGS), help="only this configuration (default: both)")
     grid.add_argument("-n", "--waves", type=count, default=10, metavar="N", help="waves of each cell (default: 10)")
-    grid.add_argument("--warmup-waves", type=count, default=1, metavar="N", help="waves before them that don't count (default: 1)")
+    grid.add_argument(
+        "--warmup-waves", type=count, default=1, metavar="N", help="waves before them that don't count (default: 1)"
+    )
     free = verb.add_argument_group("or a free run, in a closed loop")
     free.add_argument("-u", "--users", type=count, metavar="N", help="requests in flight")
     free.add_argument("-t", "--run-time", type=seconds, metavar="TIME", help="such as 30s, 5m, 1h30m")
-    free.add_argument("--input-tokens", type=count, metavar="N", help="tokens of every prompt, as the server counts (default: 256)")
+    free.add_argument(
+        "--input-tokens", type=count, metavar="N", help="tokens of every prompt, as the server counts (default: 256)"
+    )
     free.add_argument("--new-tokens", type=count, metavar="N", help="tokens of every answer (default: 256)")
     both = verb.add_argument_group("both")
-    both.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where the run's folder goes (default: results)")
+    both.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where the run's folder goes (default: results)",
+    )
     both.add_argument("--seed", type=int, default=1, help="of the prompts (default: 1)")
-    both.add_argument("--idle-timeout", type=seconds, default="60s", metavar="TIME", help="a stream silent for longer is a timeout (default: 60s)")
-    both.add_argument("--timeout", type=seconds, default="10m", metavar="TIME", help="a request longer than this is a timeout (default: 10m)")
-    both.add_argument("--allow", action="append", default=[], choices=[v.value for v in Verdict if v is not Verdict.COMPLETE], help="a verdict that doesn't fail the run; may be repeated")
-    again = verbs.add_parser("report", help="recompute a report", description="Recompute summary, charts and report of a run's folder.")
+    both.add_argument(
+        "--idle-timeout",
+        type=seconds,
+        default="60s",
+        metavar="TIME",
+        help="a stream silent for longer is a timeout (default: 60s)",
+    )
+    both.add_argument(
+        "--timeout",
+        type=seconds,
+        default="10m",
+        metavar="TIME",
+        help="a request longer than this is a timeout (default: 10m)",
+    )
+    both.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        choices=[v.value for v in Verdict if v is not Verdict.COMPLETE],
+        help="a verdict that doesn't fail the run; may be repeated",
+    )
+    again = verbs.add_parser(
+        "report", help="recompute a report", description="Recompute summary, charts and report of a run's folder."
+    )
     again.add_argument("folder", type=Path, help="a folder with samples.jsonl and run.json")
     return top  # fmt: skip
 
 
 def options(asked: argparse.Namespace) -> Options:
     """Raises: Usage where the options contradict each other or lack one."""
-    free = {"-u/--users": asked.users, "-t/--run-time": asked.run_time, "--input-tokens": asked.input_tokens, "--new-tokens": asked.new_tokens}  # fmt: skip
+    free = {
+        "-u/--users": asked.users,
+        "-t/--run-time": asked.run_time,
+        "--input-tokens": asked.input_tokens,
+        "--new-tokens": asked.new_tokens,
+    }
     given = [name for name, value in free.items() if value is not None]
     if (asked.url is None) == (asked.serve is None):
         raise Usage("say where: either --url URL or --serve CMD")
@@ -126,7 +173,11 @@ def options(asked: argparse.Namespace) -> Options:
 
 
 def echo(asked: argparse.Namespace) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(asked).items()) if name != "verb"}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in sorted(vars(asked).items())
+        if name != "verb"
+    }
 
 
 def count(text: str) -> int:

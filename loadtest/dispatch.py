@@ -1,7 +1,7 @@
 """Who is sent next, and when: waves released together, or a closed loop. Users ask, the plan answers.
 
-Both sides are greenlets of one process. A user calls `take`, which blocks until the plan wants a request of it, measures
-it, and calls `done`. No locust here: it only runs the users.
+Both sides are greenlets of one process. A user calls `take`, which blocks until the plan wants a request of it,
+measures it, and calls `done`. No locust here: it only runs the users.
 """
 
 from __future__ import annotations

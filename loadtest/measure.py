@@ -1,7 +1,7 @@
 """One request, from the clock's start to its verdict: every instant of a sample is taken in these two files.
 
-`started` is read by the transport immediately before the first write, arrivals right after each read; here they are only
-put in their places. See loadtest/transport/gevent_socket.py for the clock readings themselves.
+`started` is read by the transport immediately before the first write, arrivals right after each read; here they are
+only put in their places. See loadtest/transport/gevent_socket.py for the clock readings themselves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Is the client itself late? A timer on the event loop that every stream shares, and the CPU the process burns.
 
-A greenlet sleeps `PERIOD_S` again and again and notes by how much it woke too late. What delays it would have delayed the
-reading of a token just as much.
+A greenlet sleeps `PERIOD_S` again and again and notes by how much it woke too late. What delays it would have delayed
+the reading of a token just as much.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ class Progress:
     """A bar on a terminal, a line now and then in a log. On stderr: stdout carries the result."""
 
     def __init__(self, total: float) -> None:
+        self._total = total
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
@@ -59,4 +60,4 @@ class Progress:
         self._bar.set_description_str(what, refresh=self._terminal)
 
     def advance(self, done: float) -> None:
-        self._bar.update(min(done, self._bar.total - self._bar.n))
+        self._bar.update(min(done, self._total - self._bar.n))

@@ -1,9 +1,9 @@
 """Prompts of exactly N tokens as the server counts them, seeded, never twice the same.
 
-Never twice, because a server that keeps prefixes would answer a repeated prompt from memory. The server is asked once how
-many tokens each word of a list has, preceded by a space; a prompt is then a random row of words whose tokens add up. That
-sum is exact for tokenizers that never merge across a space (byte-level BPE, SentencePiece with split words), and the
-caller checks it on a prompt of every length before anything is measured.
+Never twice, because a server that keeps prefixes would answer a repeated prompt from memory. The server is asked once
+how many tokens each word of a list has, preceded by a space; a prompt is then a random row of words whose tokens add
+up. That sum is exact for tokenizers that never merge across a space (byte-level BPE, SentencePiece with split words),
+and the caller checks it on a prompt of every length before anything is measured.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Protocol
 
 #: Common English words: short, and mostly one token each in any vocabulary.
 WORDS = tuple(
-    """the of and to in is you that it he was for on are as with his they at be this have from or one had by word but not
-    what all were we when your can said there use an each which she do how their if will up other about out many then
-    them these so some her would make like him into time has look two more write go see number no way could people my
-    than first water been call who its now find long down day did get come made may part over new sound take only little
-    work know place year live me back give most very after thing our just name good man think say great where help
-    through much before line right too mean old any same tell boy follow came want show also around form three small set
-    put end does another well large must big even such because turn here why ask went men read need land different home
-    us move try kind hand picture again change off play spell air away animal house point page letter mother answer found
-    study still learn should world high every near add food between own below country plant last school father keep tree
-    never start city earth eye light thought head under story saw left late run while press close night real life few
-    north open seem together next white children begin got walk example ease paper group always music those both mark
-    often book clock town table worker window sea boat river star minute second machine reader report question""".split()
+    """the of and to in is you that it he was for on are as with his they at be this have from or one had by word
+    but not what all were we when your can said there use an each which she do how their if will up other about
+    out many then them these so some her would make like him into time has look two more write go see number no
+    way could people my than first water been call who its now find long down day did get come made may part
+    over new sound take only little work know place year live me back give most very after thing our just name
+    good man think say great where help through much before line right too mean old any same tell boy follow
+    came want show also around form three small set put end does another well large must big even such because
+    turn here why ask went men read need land different home us move try kind hand picture again change off play
+    spell air away animal house point page letter mother answer found study still learn should world high every
+    near add food between own below country plant last school father keep tree never start city earth eye light
+    thought head under story saw left late run while press close night real life few north open seem together
+    next white children begin got walk example ease paper group always music those both mark often book clock
+    town table worker window sea boat river star minute second machine reader report question""".split()
 )
 
 MOST_TRIES = 100  # for a prompt that was not made before
@@ -84,7 +85,9 @@ class Prompts:
         self._random = random.Random(seed)  # noqa: S311 - a load, not a secret
         self._made: set[str] = set()
         if not self._single:
-            raise PromptError("the server's tokenizer splits every known word: no prompt of an exact length can be made")
+            raise PromptError(
+                "the server's tokenizer splits every known word: no prompt of an exact length can be made"
+            )
 
     def draw(self, input_tokens: int) -> str:
         """A prompt of exactly `input_tokens` tokens, the special ones around it included.

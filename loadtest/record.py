@@ -19,7 +19,17 @@ from loadtest.sample import SCHEMA, Sample
 class Recorder:
     """Owns the folder of one run. `run` is its name: UTC date, time, and what was run."""
 
-    def __init__(self, results: Path, name: str, *, plan: str | None, configs: list[str], waves: int | None, seed: int, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        results: Path,
+        name: str,
+        *,
+        plan: str | None,
+        configs: list[str],
+        waves: int | None,
+        seed: int,
+        options: dict[str, Any],
+    ) -> None:
         """`configs`: the configurations that will be measured, so that a run cut short can say what is missing."""
         now = datetime.now(UTC)
         self.folder = _new_folder(results, f"{now:%Y%m%d-%H%M%S}-{name}")
@@ -47,13 +57,17 @@ class Recorder:
         self._samples = (self.folder / "samples.jsonl").open("a", encoding="utf-8", buffering=1)
         self._write()
 
-    def endpoint(self, config: str | None, url: str, protocol: str, info: dict[str, Any] | None, command: str | None) -> None:
+    def endpoint(
+        self, config: str | None, url: str, protocol: str, info: dict[str, Any] | None, command: str | None
+    ) -> None:
         self._run["endpoints"].append(
             {"config": config, "url": url, "protocol": protocol, "info": info, "command": command}
         )
         self._write()
 
-    def client(self, config: str | None, concurrency: int, input_tokens: int, new_tokens: int, seen: dict[str, Any]) -> None:
+    def client(
+        self, config: str | None, concurrency: int, input_tokens: int, new_tokens: int, seen: dict[str, Any]
+    ) -> None:
         """How late the client was and what it burned, during one cell."""
         cell = {"config": config, "concurrency": concurrency, "input_tokens": input_tokens, "new_tokens": new_tokens}
         self._run["client"].append({**cell, **seen})

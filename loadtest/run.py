@@ -95,8 +95,8 @@ def look_at(url: str, seed: int, lengths: list[int], total_tokens: int) -> Site:
             counted = len(endpoint.tokenize(connection, prompts.draw(length)))
             if counted != length:
                 raise EndpointError(
-                    f"a prompt made of {length} tokens has {counted} by the server's count: its tokenizer merges words, "
-                    "and prompts of an exact length can't be made for it in this version"
+                    f"a prompt made of {length} tokens has {counted} by the server's count: its tokenizer merges "
+                    "words, and prompts of an exact length can't be made for it in this version"
                 )
     except TransportError as error:
         raise EndpointError(f"{url} does not answer: {error}; is it running, and is the URL right?") from error
@@ -108,7 +108,9 @@ def look_at(url: str, seed: int, lengths: list[int], total_tokens: int) -> Site:
 
 
 @contextmanager
-def site(options: Options, config: Config | None, recorder: Recorder, lengths: list[int], total_tokens: int) -> Iterator[Site]:
+def site(
+    options: Options, config: Config | None, recorder: Recorder, lengths: list[int], total_tokens: int
+) -> Iterator[Site]:
     """The endpoint to measure for a configuration: a server of our own, or the one at --url."""
     with ExitStack() as stack:
         url, command = options.url, None
@@ -120,7 +122,9 @@ def site(options: Options, config: Config | None, recorder: Recorder, lengths: l
             url, command = stack.enter_context(served(options.serve, slots, log, options.serve_timeout_s))
         assert url is not None, "the command line makes sure of --url or --serve"
         found = look_at(url, options.seed, lengths, total_tokens)
-        recorder.endpoint(config.name if config else None, url, found.endpoint.protocol, found.description.info, command)
+        recorder.endpoint(
+            config.name if config else None, url, found.endpoint.protocol, found.description.info, command
+        )
         yield found
 
 
@@ -231,7 +235,9 @@ def _report(recorder: Recorder, options: Options, problem: BaseException | None)
     print(f"\nreport: {report}")
     if isinstance(problem, Interrupted):
         return 130
-    bad = {name: count for name, count in summary["verdicts"]["counts"].items() if name not in {"complete", *options.allow}}
+    bad = {
+        name: count for name, count in summary["verdicts"]["counts"].items() if name not in {"complete", *options.allow}
+    }
     if bad:
         say("not complete: " + ", ".join(f"{count} {name}" for name, count in bad.items()))
     if summary["client"]["saturated"]:
@@ -255,13 +261,9 @@ def _interruptible(work: Callable[[], None]) -> BaseException | None:
 
     greenlet = gevent.spawn(guarded)
     interrupted = Interrupted("interrupted")
-    watchers = [
+    for number in (signal.SIGINT, signal.SIGTERM):  # for good: a second Ctrl-C must not cut the report short
         gevent.signal_handler(number, greenlet.kill, interrupted, block=False)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    ]
     greenlet.join()
-    for watcher in watchers:
-        watcher.cancel()
     greenlet.get()  # raises what was not expected
     return caught
 

@@ -9,10 +9,6 @@ logged straight into its statistics' entries, not as requests, so `Aggregated` c
 from __future__ import annotations
 
 from locust import User, constant, stats, task  # isort: skip  (first: it patches)
-from locust.env import Environment
-from locust.exception import StopUser
-from locust.util.timespan import parse_timespan
-
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -22,6 +18,9 @@ from typing import Any, ClassVar
 
 import gevent
 from gevent.queue import Queue
+from locust.env import Environment
+from locust.exception import StopUser
+from locust.util.timespan import parse_timespan
 
 from loadtest.dispatch import Dispatch, drained
 from loadtest.endpoints.base import Endpoint
@@ -49,7 +48,7 @@ def three_digits(milliseconds: float) -> float:
     return round(milliseconds, 2 - math.floor(math.log10(milliseconds)))
 
 
-stats.bucket_response_time = three_digits  # the hook that locust documents
+stats.bucket_response_time = three_digits  # type: ignore[assignment]  # the hook that locust documents; keys may be floats
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ class Load:
     stopped_ns: int | None = None  # set when the run's time is over
 
 
-class TokenUser(User):  # type: ignore[misc]
+class TokenUser(User):
     """One user, one connection, one request at a time. Subclasses carry the `load`."""
 
     abstract = True
@@ -153,9 +152,9 @@ class Books:
         entries = self._environment.stats.entries
         for row, value_s in (("TTFT", ttft_s(sample)), ("E2E", latency_s(sample))):
             if value_s is not None:
-                entries[(name, row)].log(value_s * 1e3, 0)
+                entries[(name, row)].log(value_s * 1e3, 0)  # type: ignore[arg-type]
         for i, gap_s in enumerate(itl_s(sample), 1):
-            entries[(name, "ITL")].log(gap_s * 1e3, 0)
+            entries[(name, "ITL")].log(gap_s * 1e3, 0)  # type: ignore[arg-type]
             if i % GAPS_AT_ONCE == 0:
                 gevent.sleep(0)
 
@@ -175,8 +174,8 @@ def user_class(environment: Environment, load: Load) -> type[TokenUser]:
 def spawned(load: Load, users: int, spawn_rate: float | None = None, drain_s: float = 0.0) -> Iterator[Environment]:
     """Run `users` users of a load through locust; on the way out they are stopped and every sample is kept.
 
-    spawn_rate: users a second; None spawns all at once. drain_s: how long running requests may go on after the stop; then
-    they are `cancelled`.
+    spawn_rate: users a second; None spawns all at once. drain_s: how long running requests may go on after the stop;
+    then they are `cancelled`.
     """
     environment = Environment(host=f"http://{load.target.host}:{load.target.port}", stop_timeout=drain_s)
     bound = user_class(environment, load)

@@ -36,12 +36,16 @@ def served(template: str, slots: int, log: Path, ready_s: float) -> Iterator[tup
         command = template.format(slots=slots, port=port)
         arguments = shlex.split(command)
     except (KeyError, IndexError, ValueError) as error:
-        raise EndpointError(f"--serve {template!r} can't be read ({error}): only {{slots}} and {{port}} are filled in") from error
+        raise EndpointError(
+            f"--serve {template!r} can't be read ({error}): only {{slots}} and {{port}} are filled in"
+        ) from error
     if "{port}" not in template:
         raise EndpointError(f"--serve {template!r} has no {{port}}: the server must listen where it is looked for")
     with log.open("wb") as out:
         try:
-            process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+            process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
         except OSError as error:
             raise EndpointError(f"{arguments[0]} can't be started: {error.strerror}") from error
         try:

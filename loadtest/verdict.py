@@ -30,7 +30,9 @@ class Outcome:
     status: int | None = None  # HTTP status; None where none arrived
     tokens: int = 0  # tokens that arrived, by the server's own count where it gave one
     demanded: int = 0  # new tokens asked for, EOS suppressed
-    finished: bool = False  # the protocol's own end was read, and a clean end of the body where the protocol asks for it
+    finished: bool = (
+        False  # the protocol's own end was read, and a clean end of the body where the protocol asks for it
+    )
     error: str | None = None  # an error event, or what could not be read
     broken: str | None = None  # the connection failed: the reason
     timed_out: str | None = None  # which limit passed
@@ -40,8 +42,8 @@ class Outcome:
 def judge(seen: Outcome) -> tuple[Verdict, str | None]:
     """The verdict and, where it is not `complete`, one sentence of detail.
 
-    The order matters: our own cancellation first, then what the server said, then what the wire did. What happens on the
-    wire after the protocol's own end no longer matters.
+    The order matters: our own cancellation first, then what the server said, then what the wire did. What happens on
+    the wire after the protocol's own end no longer matters.
     """
     if seen.cancelled:
         return Verdict.CANCELLED, "ended by the client"
@@ -56,7 +58,10 @@ def judge(seen: Outcome) -> tuple[Verdict, str | None]:
             return Verdict.TIMEOUT, seen.timed_out
         if seen.broken is not None:
             return Verdict.CONNECTION, seen.broken
-        return Verdict.TRUNCATED, f"the body ended after {seen.tokens} of {seen.demanded} tokens, before the stream's own end"
+        return (
+            Verdict.TRUNCATED,
+            f"the body ended after {seen.tokens} of {seen.demanded} tokens, before the stream's own end",
+        )
     if seen.tokens == 0:
         return Verdict.EMPTY, "the stream ended properly without a token"
     if seen.tokens < seen.demanded:

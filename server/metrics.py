@@ -12,9 +12,59 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from server.engine.request import Request
 
-FIRST_TOKEN_S = (.001, .002, .005, .01, .02, .03, .04, .06, .08, .1, .15, .2, .25, .35, .5, .75, 1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80)
-INTER_TOKEN_S = (.0005, .001, .002, .003, .004, .005, .006, .008, .01, .015, .02, .025, .03, .04, .05, .075, .1, .15, .2, .3, .5, 1, 2.5)
-REQUEST_S = (.001, .01, .05, .1, .25, .5, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120, 240)
+FIRST_TOKEN_S = (
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.03,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.15,
+    0.2,
+    0.25,
+    0.35,
+    0.5,
+    0.75,
+    1,
+    1.5,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+)
+INTER_TOKEN_S = (
+    0.0005,
+    0.001,
+    0.002,
+    0.003,
+    0.004,
+    0.005,
+    0.006,
+    0.008,
+    0.01,
+    0.015,
+    0.02,
+    0.025,
+    0.03,
+    0.04,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    1,
+    2.5,
+)
+REQUEST_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120, 240)
 
 
 class Metrics:
@@ -40,7 +90,10 @@ class Metrics:
             "tgi_batch_forward_duration", "One backend call, s", ["method"], buckets=INTER_TOKEN_S, registry=r
         )
         self.batch = Histogram(
-            "tokenclock_decode_batch_size", "Live slots of a decode step", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 32, 64), registry=r
+            "tokenclock_decode_batch_size",
+            "Live slots of a decode step",
+            buckets=(1, 2, 3, 4, 6, 8, 12, 16, 32, 64),
+            registry=r,
         )
         self.first_token = Histogram(
             "vllm:time_to_first_token_seconds", "Arrival to first token", buckets=FIRST_TOKEN_S, registry=r

@@ -1,8 +1,8 @@
 """What stands between the routes and the engine: is the server ready, and the stream of one request's tokens.
 
-    loading ──► ready ──► draining        SIGTERM: new requests get 503, running ones finish
-       │          └─────► broken          the backend cannot go on: 503 for good
-       └──► failed                        the model could not be loaded: the process ends
+loading ──► ready ──► draining        SIGTERM: new requests get 503, running ones finish
+   │          └─────► broken          the backend cannot go on: 503 for good
+   └──► failed                        the model could not be loaded: the process ends
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from server.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+FAREWELL_S = 1.0  # for the error events of requests that were cut
 
 
 class Phase(StrEnum):
@@ -105,19 +107,27 @@ class Service:
         logger.info("ready: %s, %d slots", self.model_name, backend.limits.slots)
 
     async def drain(self, grace_s: float) -> None:
-        """Take no more requests and wait for the running ones, at most `grace_s` seconds."""
+        """Take no more requests and wait for the running ones; those that need more than `grace_s` seconds are
+        failed.
+        """
         self.phase = Phase.DRAINING if self.phase in (Phase.LOADING, Phase.READY) else self.phase
         logger.info("draining: %d requests may take %g s to finish", len(self._open), grace_s)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                while self._open:
-                    await asyncio.sleep(0.02)
+        await self._closed(grace_s)
         if self._open:
             logger.warning("%d requests did not finish in %g s and are cut", len(self._open), grace_s)
+            await self.stop()
+            await self._closed(FAREWELL_S)
 
     async def stop(self) -> None:
+        """End the engine; what still runs fails. May be called twice."""
         if hasattr(self, "engine"):
             await asyncio.to_thread(self.engine.stop)
+
+    async def _closed(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._open:
+                    await asyncio.sleep(0.02)
 
     def require_ready(self) -> None:
         """Raises: Unavailable while the model loads, during shutdown, and after the backend failed."""

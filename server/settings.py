@@ -37,9 +37,9 @@ class Settings(BaseSettings):
     threads: Annotated[int | None, Field(ge=1, description="torch threads; without it, torch decides")] = None
     host: str = Field(default="127.0.0.1", description="address to bind")
     port: Annotated[int, Field(ge=0, le=65535, description="port to bind; 0 takes a free one")] = 8080
-    grace_s: Annotated[
-        float, Field(ge=0, description="seconds that running requests have to finish after SIGTERM")
-    ] = 20.0
+    grace_s: Annotated[float, Field(ge=0, description="seconds that running requests have to finish after SIGTERM")] = (
+        20.0
+    )
 
     @model_validator(mode="after")
     def _slots_can_be_filled(self) -> Settings:

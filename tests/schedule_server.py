@@ -277,12 +277,13 @@ def reply(connection: socket.socket, status: int, value: Any) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description="a streaming server whose schedule is known")
     parser.add_argument("--schedule", default="{}", metavar="JSON", help="defaults of every request's x-schedule")
+    parser.add_argument("--port", type=int, help="listen here, and stop on SIGTERM alone (default: any port)")
     arguments = parser.parse_args()
     try:
         server = Server(Schedule(**json.loads(arguments.schedule)))
     except (ValueError, TypeError) as error:
         parser.error(f"--schedule: {error}")
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listener = socket.create_server(("127.0.0.1", arguments.port or 0), backlog=1024)
 
     def accept() -> None:
         while True:
@@ -291,7 +292,10 @@ def main() -> None:
 
     threading.Thread(target=accept, daemon=True).start()
     print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
-    sys.stdin.buffer.read()
+    if arguments.port is None:
+        sys.stdin.buffer.read()
+    else:
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

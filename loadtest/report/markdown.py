@@ -147,7 +147,11 @@ def _definitions(summary: Mapping[str, Any]) -> str:
 def _settings(run: Mapping[str, Any]) -> str:
     rows = [[f"machine: {key}", ABSENT if value is None else escape(value)] for key, value in run["machine"].items()]
     rows += [[f"version: {escape(name)}", escape(version)] for name, version in sorted(run["versions"].items())]
-    rows += [[f"option: {escape(name)}", escape(json.dumps(value))] for name, value in sorted(run["options"].items()) if value not in (None, [])]
+    rows += [
+        [f"option: {escape(name)}", escape(json.dumps(value))]
+        for name, value in sorted(run["options"].items())
+        if value not in (None, [])
+    ]
     for endpoint in run["endpoints"]:
         who = f"endpoint {escape(endpoint['config'])}" if endpoint["config"] else "endpoint"
         info = endpoint["info"] or {}

@@ -1,8 +1,8 @@
 """Plain HTTP/1.1 over a gevent socket, framed by httptools: the least there can be between the wire and the clock.
 
-One connection a user. The clock is read right after `recv` returns, before anything is parsed. Measured on one core with
-256 streams, this costs a third of what httpx costs and half of what geventhttpclient's readline costs, and nothing
-waits for a buffer to fill.
+One connection a user. The clock is read right after `recv` returns, before anything is parsed. Measured on one core
+with 256 streams, this costs a third of what httpx costs and half of what geventhttpclient's readline costs, and
+nothing waits for a buffer to fill.
 
 The seam for what comes later: `_open` makes the socket (TLS would wrap it there), `_receive` reads and stamps (kernel
 receive stamps would replace its clock).
@@ -111,7 +111,9 @@ class GeventConnection:
                     yield Read(t_ns, read_id, b"".join(response.body))
                     response.body.clear()
         finally:
-            if not response.keeps_alive:  # an exchange that was left early leaves bytes on the wire: the next one needs a fresh one
+            if (
+                not response.keeps_alive
+            ):  # an exchange that was left early leaves bytes on the wire: the next one needs a fresh one
                 self.close()
 
     def _open(self, timeout_s: float) -> socket.socket:
@@ -170,6 +172,9 @@ class GeventConnection:
         try:
             response.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if response.seen.body_ended:  # rubbish behind a whole response: the next exchange gets a fresh connection
+                response.keeps_alive = False
+                return
             raise NotHttp(f"not HTTP/1.1: {error}") from error
 
     def _closed_by_server(self, response: _Response, seen: Seen) -> None:

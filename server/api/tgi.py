@@ -25,6 +25,17 @@ from server.tokenizer import Tokenizer
 
 MAX_STOP_SEQUENCES = 4
 GENERATION_ROUTES = ("/generate", "/generate_stream")
+#: TGI's parameters that this server doesn't have, with the value that asks for nothing.
+NOT_SUPPORTED = {
+    "best_of": 1,
+    "typical_p": None,
+    "frequency_penalty": None,
+    "watermark": False,
+    "decoder_input_details": False,
+    "top_n_tokens": 0,
+    "grammar": None,
+    "adapter_id": None,
+}
 LONG_TEXT = 20_000  # characters; longer texts are tokenized off the event loop
 
 router = APIRouter(
@@ -141,7 +152,12 @@ async def admit(service: Service, body: GenerateRequest, request_id: str | None)
         token_ids = token_ids[-body.parameters.truncate :]
     max_new_tokens = room(len(token_ids), body.parameters.max_new_tokens, limits)
     return service.open(
-        request_id or secrets.token_hex(8), tuple(token_ids), max_new_tokens, sampling, tuple(body.parameters.stop), arrived_s
+        request_id or secrets.token_hex(8),
+        tuple(token_ids),
+        max_new_tokens,
+        sampling,
+        tuple(body.parameters.stop),
+        arrived_s,
     )
 
 
@@ -152,16 +168,21 @@ def sampling_of(asked: Parameters, limits: Limits) -> Sampling:
         if not holds:
             raise ValidationError(f"Input validation error: {message}")
 
-    for name, neutral in (("best_of", 1), ("typical_p", None), ("frequency_penalty", None), ("watermark", False),
-                          ("decoder_input_details", False), ("top_n_tokens", 0), ("grammar", None), ("adapter_id", None)):  # fmt: skip
+    for name, neutral in NOT_SUPPORTED.items():
         value = getattr(asked, name)
-        refuse_unless(value is None or value == neutral, f"`{name}` is not supported by this server: leave it out. Given: {value}")
+        refuse_unless(
+            value is None or value == neutral, f"`{name}` is not supported by this server: leave it out. Given: {value}"
+        )
     t, p, k, r = asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty
-    refuse_unless(t is None or 0 < t < float("inf"), f"`temperature` must be strictly positive. Given: {t}; for greedy decoding leave it out")
+    refuse_unless(
+        t is None or 0 < t < float("inf"),
+        f"`temperature` must be strictly positive. Given: {t}; for greedy decoding leave it out",
+    )
     refuse_unless(p is None or 0 < p < 1, f"`top_p` must be > 0.0 and < 1.0. Given: {p}; to switch it off leave it out")
     refuse_unless(k is None or k > 0, f"`top_k` must be strictly positive. Given: {k}; to switch it off leave it out")
     refuse_unless(
-        r is None or 0 < r < float("inf"), f"`repetition_penalty` must be strictly positive. Given: {r}; 1.0 is no penalty"
+        r is None or 0 < r < float("inf"),
+        f"`repetition_penalty` must be strictly positive. Given: {r}; 1.0 is no penalty",
     )
     refuse_unless(
         asked.max_new_tokens is None or asked.max_new_tokens > 0,
@@ -186,7 +207,9 @@ def sampling_of(asked: Parameters, limits: Limits) -> Sampling:
     neutral_sampling = Sampling()
     for name in Sampling.__dataclass_fields__:
         asked_for = getattr(sampling, name) != getattr(neutral_sampling, name)
-        refuse_unless(not asked_for or name in limits.sampling, f"`{name}` is not supported by this backend: leave it out")
+        refuse_unless(
+            not asked_for or name in limits.sampling, f"`{name}` is not supported by this backend: leave it out"
+        )
     return sampling
 
 

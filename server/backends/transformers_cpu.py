@@ -1,11 +1,12 @@
 """Any Hugging Face causal LM on the CPU, with one KV row per slot and one forward pass per decode step.
 
-KV rows are float[slots, kv_heads, max_total_tokens, head_dim] per layer. A prefill runs alone (batch 1) and its keys and
-values are copied into the slot's row. A decode step always runs all rows, live or not, as a compiled graph does; row i
-writes its key at its own position and sees positions 0..position of its own row. Only the occupied part of the rows,
-rounded up to `WINDOW`, takes part in attention.
+KV rows are float[slots, kv_heads, max_total_tokens, head_dim] per layer. A prefill runs alone (batch 1) and its keys
+and values are copied into the slot's row. A decode step always runs all rows, live or not, as a compiled graph does;
+row i writes its key at its own position and sees positions 0..position of its own row. Only the occupied part of the
+rows, rounded up to `WINDOW`, takes part in attention.
 
-Numerics: a row's result doesn't depend on its neighbours' content. It is computed in fp32 whatever the checkpoint's type.
+Numerics: a row's result doesn't depend on its neighbours' content. It is computed in fp32 whatever the checkpoint's
+type.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TOLERANCE = 1e-2  # of logits, relative to their spread: the self-check at load
 UNSEEN = torch.finfo(torch.float32).min
 
 
-class KVRows(Cache):  # type: ignore[misc]
+class KVRows(Cache):  # type: ignore[misc]  # transformers is Any to mypy
     """The cache of a decode step: every row appends one position, each at its own place."""
 
     def __init__(self, slots: int, length: int) -> None:
@@ -164,7 +165,7 @@ class TransformersBackend:
             use_cache=True,
             **more,
         )
-        return output.logits[:, -1]  # type: ignore[no-any-return]
+        return output.logits[:, -1]
 
     def _choose(self, slot: int, logits: torch.Tensor, logprobs: torch.Tensor) -> Step:
         """Sample a live slot's next token and append it, so that the next step feeds it."""

@@ -116,5 +116,9 @@ def unreadable(tokenizer: Any) -> list[int]:
         token_id
         for token_id in ids
         if token_id != tokenizer.eos_token_id
-        and (token_id in tokenizer.all_special_ids or not texts[token_id].replace("\n", " ").isprintable() or "\ufffd" in texts[token_id])
+        and (
+            token_id in tokenizer.all_special_ids
+            or not texts[token_id].replace("\n", " ").isprintable()
+            or "\ufffd" in texts[token_id]
+        )
     ]

@@ -1,7 +1,7 @@
 """Text as it becomes readable: a character is given out with the token that completes it.
 
-The text of all pushes and the final flush, put together, is the decoded whole. While the end of the text is an incomplete
-character the stream holds it back; a text that ends inside a character gives up its tail in `flush`.
+The text of all pushes and the final flush, put together, is the decoded whole. While the end of the text is an
+incomplete character the stream holds it back; a text that ends inside a character gives up its tail in `flush`.
 """
 
 from __future__ import annotations

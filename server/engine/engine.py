@@ -161,7 +161,9 @@ class Engine:
         finish = self._finish(request, step, detokenizer.text, already)
         if finish is not None:
             text += detokenizer.flush()
-        special = step.token_id in self.tokenizer.special_ids and not text  # a flushed tail is text, whatever carries it
+        special = (
+            step.token_id in self.tokenizer.special_ids and not text
+        )  # a flushed tail is text, whatever carries it
         token = Token(request.new_tokens, step.token_id, text, step.logprob, special, finish)
         self._observer.token(request, since_previous)
         if finish is None:

@@ -70,7 +70,9 @@ def splitting_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def serve() -> Callable[..., AbstractContextManager[httpx.Client]]:
-    """serve(settings, loader) is a context that runs the app on a free port and gives a client of it, once it's ready."""
+    """serve(settings, loader) is a context that runs the app on a free port and gives a client of it, once it's
+    ready.
+    """
 
     @contextmanager
     def running(settings: Settings, loader: Loader = load, wait: bool = True) -> Iterator[httpx.Client]:

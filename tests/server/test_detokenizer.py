@@ -25,7 +25,9 @@ def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.flush()]
 
 
-@pytest.mark.parametrize("text", ["plain", "naïve café", "東京は夜の七時", "🙂👩‍👩‍👧 done", "\u0301 combining", "a\u200db"])
+@pytest.mark.parametrize(
+    "text", ["plain", "naïve café", "東京は夜の七時", "🙂👩‍👩‍👧 done", "\u0301 combining", "a\u200db"]
+)
 def test_a_character_is_given_out_whole_with_the_token_that_completes_it(splitting: Tokenizer, text: str):
     ids = splitting.encode(text)
     assert len(ids) == len(text.encode()), "every byte is a token here"

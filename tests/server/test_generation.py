@@ -60,7 +60,9 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
 class Sent:
     """A request on its way, and what has come back of it."""
 
-    def __init__(self, running: Running, ids: list[int], new_tokens: int, sampling: Sampling, stop: tuple[str, ...] = ()):
+    def __init__(
+        self, running: Running, ids: list[int], new_tokens: int, sampling: Sampling, stop: tuple[str, ...] = ()
+    ):
         self.inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self.request = Request("r", tuple(ids), new_tokens, sampling, stop, self.inbox.put)
         running.engine.submit(self.request)
@@ -78,7 +80,10 @@ class Sent:
 def oracle(running: Running, ids: list[int], new_tokens: int, **options: Any) -> list[int]:
     """The ids that `generate` adds to a prompt."""
     output = running.backend._model.generate(
-        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64), max_new_tokens=new_tokens, **options
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+        max_new_tokens=new_tokens,
+        **options,
     )
     return output[0, len(ids) :].tolist()
 
@@ -103,7 +108,7 @@ def test_sixteen_greedy_requests_that_join_and_leave_mid_decode_equal_generate_o
     moments = [moment for span in spans for moment in span]
     disturbed = sum(any(first < moment < last for moment in moments) for first, last in spans)
     assert disturbed >= 10, "too few requests saw others join or leave while they were decoded"
-    for i, (each, answer) in enumerate(zip(sent, answers, strict=True)):
+    for i, (_each, answer) in enumerate(zip(sent, answers, strict=True)):
         length, new_tokens = wanted[i]
         alone = {"min_new_tokens": new_tokens} if i % 2 == 0 else {}
         expected = oracle(running, prompt(running, length, i), new_tokens, do_sample=False, **alone)

@@ -1,0 +1,50 @@
+"""The command lines as a user runs them, in processes of their own, and a real server to run them against."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCHEDULE_SERVER = ROOT / "tests" / "schedule_server.py"
+BIN = Path(sys.executable).parent
+
+
+def tokenclock(*arguments: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "loadtest", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=ROOT,
+    )
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The URL of `python -m server serve` with the demonstration model, ready."""
+    command = [sys.executable, "-m", "server", "serve", "--port", "0", "--threads", "1"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": "ignore"}
+    )
+    assert process.stderr is not None
+    url = next(found[1] for line in process.stderr if (found := re.search(r"listening on (\S+),", line)))
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    deadline = time.monotonic() + 60
+    while httpx.get(f"{url}/health").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield url
+    process.terminate()
+    process.wait()
+    process.stderr.close()

@@ -1,0 +1,108 @@
+"""Plain `locust` in the repository's root works, and our rows stand beside its own without changing what it counts.
+
+Method: the real locust command, headless and with its web page, against the real server; its own JSON is the witness.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import BIN, ROOT
+
+pytestmark = pytest.mark.e2e
+
+SHORT = ("--input-tokens", "30", "--new-tokens", "20")
+
+
+def rows(stats: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row["method"]: row for row in stats}
+
+
+def headless(results: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [BIN / "locust", "--headless", "--results-dir", results, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+
+
+def test_headless_locust_shows_ttft_itl_and_e2e_beside_its_own_row(server: str, tmp_path: Path):
+    done = headless(tmp_path, "-t", "3s", "-u", "2", "--host", server, *SHORT, "--json")
+    assert done.returncode == 0, done.stderr
+    by_kind = rows(json.loads(done.stdout))
+    assert set(by_kind) == {"POST", "TTFT", "ITL", "E2E"}
+    requests = by_kind["POST"]["num_requests"]
+    assert requests > 5
+    assert by_kind["POST"]["num_failures"] == 0
+    assert by_kind["TTFT"]["num_requests"] == by_kind["E2E"]["num_requests"] == requests
+    assert by_kind["ITL"]["num_requests"] == requests * 19
+    assert int(re.findall(r"Aggregated\s+(\d+)\s+\d+\(", done.stderr)[-1]) == requests, (
+        "our rows were counted as requests"
+    )
+    means = {kind: row["total_response_time"] / row["num_requests"] for kind, row in by_kind.items()}
+    assert 0 < means["TTFT"] < means["E2E"] <= means["POST"]
+    assert means["E2E"] == pytest.approx(means["TTFT"] + 19 * means["ITL"], rel=1e-6)
+    (folder,) = tmp_path.iterdir()
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == requests
+    assert {sample["verdict"] for sample in samples} == {"complete"}
+    assert (folder / "report.md").exists()
+
+
+def test_gaps_are_kept_to_three_digits(server: str, tmp_path: Path):
+    done = headless(tmp_path, "-t", "2s", "-u", "1", "--host", server, *SHORT, "--json")
+    keys = [float(key) for key in rows(json.loads(done.stdout))["ITL"]["response_times"]]
+    assert any(key != round(key) for key in keys), "locust's own buckets would be whole milliseconds"
+
+
+def test_a_dead_endpoint_is_one_sentence_and_exit_code_2(tmp_path: Path):
+    done = headless(tmp_path, "-t", "5s", "-u", "2", "--host", "http://127.0.0.1:1")
+    assert done.returncode == 2
+    assert "http://127.0.0.1:1 does not answer: no connection to 127.0.0.1:1: Connection refused" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_web_page_starts_a_test_and_shows_our_rows(server: str, tmp_path: Path):
+    from loadtest.served import free_port  # the one place that finds a free port
+
+    port = free_port()
+    process = subprocess.Popen(
+        [BIN / "locust", "--host", server, "--web-port", str(port), *SHORT, "--results-dir", tmp_path],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    page = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert httpx.get(page).status_code == 200
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        assert httpx.post(f"{page}/swarm", data={"user_count": 2, "spawn_rate": 2, "host": server}).json()["success"]
+        seen: dict[str, Any] = {}
+        while not {"POST", "TTFT", "ITL", "E2E"} <= set(seen):
+            assert time.monotonic() < deadline, seen
+            time.sleep(0.2)
+            seen = rows(httpx.get(f"{page}/stats/requests").json()["stats"])
+        assert httpx.post(f"{page}/stop").json()["success"]
+        while not list(tmp_path.glob("*/report.md")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        stats = httpx.get(f"{page}/stats/requests").json()["stats"]
+        total = next(row for row in stats if row["name"] == "Aggregated")
+        assert (
+            total["num_requests"] == rows(row for row in stats if row["name"] != "Aggregated")["POST"]["num_requests"]
+        )
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert f"http://127.0.0.1:{port}" in err, "the page is bound to this machine alone"
+    assert "Traceback" not in err

@@ -1,0 +1,353 @@
+"""`tokenclock run` from the command line to the report: every cell, every sample, every exit code, and no process left.
+
+Method: real processes. Plans run against the schedule server (its speed is known and its cells are short); a free run
+goes through the real server with the demonstration model. Raw samples are checked against the shipped schemas.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.e2e.conftest import ROOT, SCHEDULE_SERVER, tokenclock
+
+pytestmark = pytest.mark.e2e
+
+
+def serve(**schedule: Any) -> str:
+    """A --serve command: the schedule server."""
+    settings = json.dumps({"first_s": 0.01, "gap_s": 0.0005, **schedule}).replace("{", "{{").replace("}", "}}")
+    python, script, schedule = map(shlex.quote, (sys.executable, str(SCHEDULE_SERVER), settings))
+    return f"{python} {script} --port {{port}} --schedule {schedule}"
+
+
+def samples_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def only_folder(results: Path) -> Path:
+    (folder,) = results.iterdir()
+    return folder
+
+
+def schema(name: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads((ROOT / "loadtest" / name).read_text()))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    results = tmp_path_factory.mktemp("results")
+    done = tokenclock("run", "--plan", "published", "-n", "2", "--serve", serve(), "--results", str(results))
+    return only_folder(results), done
+
+
+def test_a_plan_measures_every_wave_of_every_cell_of_both_configurations(published: Any):
+    folder, done = published
+    assert done.returncode == 0 or "the client was the bottleneck" in done.stderr, done.stderr
+    counted = Counter(
+        (s["cell"]["config"], s["cell"]["input_tokens"], s["cell"]["new_tokens"], s["phase"])
+        for s in samples_of(folder)
+    )
+    grid = [(256, 1), (512, 1), (768, 1), (256, 256), (256, 512), (256, 768)]
+    assert counted == {
+        (config, *cell, phase): users * waves
+        for config, users in (("L", 1), ("T", 4))
+        for cell in grid
+        for phase, waves in (("warmup", 1), ("steady", 2))
+    }
+
+
+def test_every_request_was_complete_and_had_exactly_the_tokens_asked_for(published: Any):
+    samples = samples_of(published[0])
+    assert len(samples) == (1 + 4) * 6 * 3
+    assert {sample["verdict"] for sample in samples} == {"complete"}
+    for sample in samples:
+        assert sample["got"]["input_tokens"] == sample["cell"]["input_tokens"]
+        assert sample["got"]["new_tokens"] == sample["cell"]["new_tokens"] == len(sample["events"])
+
+
+def test_the_requests_of_a_wave_are_released_together_and_the_next_wave_waits(published: Any):
+    waves: dict[Any, list[dict[str, Any]]] = {}
+    for sample in samples_of(published[0]):
+        key = (
+            sample["cell"]["config"],
+            sample["cell"]["input_tokens"],
+            sample["cell"]["new_tokens"],
+            sample["phase"],
+            sample["cell"]["wave"],
+        )
+        waves.setdefault(key, []).append(sample)
+    in_order = sorted(waves.values(), key=lambda wave: wave[0]["scheduled_ns"])
+    assert all(len({sample["scheduled_ns"] for sample in wave}) == 1 for wave in in_order)
+    assert {len(wave) for wave in in_order} == {1, 4}
+    for before, after in pairwise(in_order):
+        assert max(sample["ended_ns"] for sample in before) <= after[0]["scheduled_ns"]
+
+
+def test_the_files_of_a_run_obey_the_shipped_schemas(published: Any):
+    folder, _ = published
+    for sample in samples_of(folder):
+        schema("samples.schema.json").validate(sample)
+    schema("run.schema.json").validate(json.loads((folder / "run.json").read_text()))
+
+
+def test_the_report_has_the_three_charts_and_the_terminal_its_tables(published: Any):
+    folder, done = published
+    report = (folder / "report.md").read_text()
+    for name in ("encoding_time", "latency", "throughput"):
+        assert f"({name}.png)" in report
+        assert (folder / f"{name}.png").stat().st_size > 5_000
+        assert (folder / f"{name}.svg").read_text().startswith("<?xml")
+    assert "Throughput per generated tokens for 256 input tokens" in done.stdout
+    assert str(folder / "report.md") in done.stdout
+
+
+def test_progress_names_the_cell_the_wave_and_the_time_left(published: Any):
+    _, done = published
+    assert re.search(r"[LT] 256→\d+ (warmup|steady) \d+/\d+ .* left", done.stderr)
+
+
+def test_a_report_computed_again_is_the_same(published: Any):
+    folder, _ = published
+    before = {name: (folder / name).read_bytes() for name in ("summary.json", "report.md", "page.svg")}
+    assert tokenclock("report", str(folder)).returncode == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_ctrl_c_keeps_what_was_measured_and_leaves_no_process(tmp_path: Path):
+    command = [
+        sys.executable,
+        "-m",
+        "loadtest",
+        "run",
+        "--plan",
+        "published",
+        "--results",
+        str(tmp_path),
+        "--serve",
+        serve(gap_s=0.002),
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (
+        lines := [line for path in tmp_path.glob("*/samples.jsonl") for line in path.read_text().splitlines()][36:]
+    ):
+        assert process.poll() is None
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does; once more while it finishes
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    folder = only_folder(tmp_path)
+    run = json.loads((folder / "run.json").read_text())
+    assert run["interrupted"] is True
+    verdicts = Counter(sample["verdict"] for sample in samples_of(folder))
+    assert verdicts["complete"] >= 36
+    assert set(verdicts) <= {"complete", "cancelled"}
+    assert "the run was interrupted" in out + (folder / "report.md").read_text()
+    port = int(run["endpoints"][0]["url"].rsplit(":", 1)[1])
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        pass
+
+
+def test_a_server_that_dies_mid_run_ends_the_run_with_what_was_measured(tmp_path: Path):
+    command = [
+        sys.executable,
+        "-m",
+        "loadtest",
+        "run",
+        "--plan",
+        "published",
+        "--config",
+        "T",
+        "--results",
+        str(tmp_path),
+        "--serve",
+        serve(),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while sum(len(path.read_text().splitlines()) for path in tmp_path.glob("*/samples.jsonl")) < 60:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    port = json.loads((only_folder(tmp_path) / "run.json").read_text())["endpoints"][0]["url"].rsplit(":", 1)[1]
+    (pid,) = [
+        p.parent.name for p in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}\0".encode() in p.read_bytes()
+    ]
+    os.kill(int(pid), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "3 waves in a row without a complete request; the last: connection: " in err
+    verdicts = Counter(sample["verdict"] for sample in samples_of(only_folder(tmp_path)))
+    assert verdicts["complete"] >= 60
+    assert 12 <= verdicts["connection"] + verdicts["truncated"] <= 16
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict"),
+    [
+        ("truncate", "truncated"),
+        ("reset", "connection"),
+        ("garble", "error_in_stream"),
+        ("stop_early", "stopped_early"),
+    ],
+)
+def test_requests_that_are_not_complete_fail_the_run_unless_allowed(tmp_path: Path, fault: str, verdict: str):
+    with subprocess.Popen(
+        [sys.executable, SCHEDULE_SERVER, "--schedule", json.dumps({"fault": fault})],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        url = f"http://127.0.0.1:{json.loads(server.stdout.readline())['port']}"
+        free = (
+            "run",
+            "--url",
+            url,
+            "-u",
+            "2",
+            "-t",
+            "1s",
+            "--input-tokens",
+            "8",
+            "--new-tokens",
+            "8",
+            "--results",
+            str(tmp_path),
+        )
+        failed = tokenclock(*free)
+        allowed = tokenclock(*free, "--allow", verdict)
+    assert failed.returncode == 1
+    assert re.search(rf"not complete: \d+ {verdict}", failed.stderr)
+    assert allowed.returncode == 0 or "the client was the bottleneck" in allowed.stderr
+    assert all(sample["verdict"] == verdict for folder in tmp_path.iterdir() for sample in samples_of(folder))
+
+
+def test_a_free_run_against_the_real_server(server: str, tmp_path: Path):
+    done = tokenclock(
+        "run",
+        "--url",
+        server,
+        "-u",
+        "3",
+        "-t",
+        "3s",
+        "--input-tokens",
+        "40",
+        "--new-tokens",
+        "30",
+        "--results",
+        str(tmp_path),
+    )
+    folder = only_folder(tmp_path)
+    samples = samples_of(folder)
+    assert done.returncode == 0 or "the client was the bottleneck" in done.stderr, done.stderr
+    assert len(samples) > 10
+    assert {(s["verdict"], s["got"]["input_tokens"], s["got"]["new_tokens"]) for s in samples} == {("complete", 40, 30)}
+    assert Counter(s["phase"] for s in samples)["warmup"] == 3
+    assert {s["user"] for s in samples} == {0, 1, 2}
+    assert {s["cell"]["slots"] for s in samples} == {4}
+    assert sum(s["connect_ns"] is not None for s in samples) == 0, "one connection a user, opened before the clock"
+    for sample in samples:
+        schema("samples.schema.json").validate(sample)
+        server_s = sum(sample["server"][part] for part in ("queue_s", "prefill_s", "decode_s"))
+        ours_s = (sample["events"][-1][0] - sample["started_ns"]) / 1e9
+        assert 0 < server_s < ours_s, "the server's own account can't be longer than what the client waited"
+        assert sum(sample["server"]["batch_sizes"].values()) == 29
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--plan", "nightly"], "there is no plan 'nightly': choose published or to-1024"),
+        (["--plan", "published", "-u", "3"], "--plan fixes users and tokens, -u/--users is for a free run"),
+        ([], "say what: --plan published|to-1024, or a free run with -u USERS -t TIME"),
+        (["-u", "2"], "say what: --plan"),
+        (["-u", "0", "-t", "5s"], "'0' is not a whole number from 1 up"),
+        (["-u", "2", "-t", "soon"], "'soon' is not a time: write 30s, 5m or 1h30m"),
+        (["--plan", "published", "--config", "X"], "invalid choice: 'X'"),
+        (["-u", "1", "-t", "1s", "--config", "L"], "--config belongs to a plan"),
+    ],
+)
+def test_bad_words_are_one_sentence_and_exit_code_2(tmp_path: Path, arguments: list[str], sentence: str):
+    done = tokenclock("run", "--url", "http://127.0.0.1:1", "--results", str(tmp_path), *arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("where", "sentence"),
+    [
+        (
+            ["--url", "http://127.0.0.1:1"],
+            "http://127.0.0.1:1 does not answer: no connection to 127.0.0.1:1: Connection refused",
+        ),
+        (["--url", "https://127.0.0.1:1"], "only http:// can be measured in this version"),
+        (["--url", "http://127.0.0.1:port"], "http://127.0.0.1:port has no valid port"),
+        (["--serve", "/no/such/server {port}"], "/no/such/server can't be started: No such file or directory"),
+        (["--serve", "true"], "has no {port}"),
+        (["--serve", "echo {host} {port}"], "only {slots} and {port} are filled in"),
+        (
+            ["--serve", f"{sys.executable} -c 'import sys; sys.exit(\"no device {{port}}\")'"],
+            "the server ended with 1 before it was ready: no device",
+        ),
+    ],
+)
+def test_an_endpoint_that_cannot_be_measured_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, where: list[str], sentence: str
+):
+    done = tokenclock("run", *where, "--plan", "published", "--results", str(tmp_path))
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cells_longer_than_the_endpoint_takes_are_refused_before_anything_is_measured(server: str, tmp_path: Path):
+    done = tokenclock(
+        "run",
+        "--url",
+        server,
+        "-u",
+        "1",
+        "-t",
+        "1s",
+        "--input-tokens",
+        "2000",
+        "--new-tokens",
+        "100",
+        "--results",
+        str(tmp_path),
+    )
+    assert done.returncode == 2
+    assert "takes at most 2048 tokens, prompt and new ones together; this run needs 2100" in done.stderr
+
+
+def test_a_folder_without_a_run_cannot_be_reported(tmp_path: Path):
+    done = tokenclock("report", str(tmp_path))
+    assert done.returncode == 2
+    assert "can't be reported" in done.stderr
+    assert "Traceback" not in done.stderr

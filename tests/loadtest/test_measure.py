@@ -1,0 +1,215 @@
+"""Every fault of a stream gets its own verdict, none counts as success, and what arrived before it is kept.
+
+Method: a server whose schedule and faults are known, in a process of its own (tests/schedule_server.py records each
+send); the real transport over real sockets. Only order and counts are asserted here; milliseconds are in
+test_timing.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+import pytest
+
+from loadtest.endpoints.tgi import TgiEndpoint
+from loadtest.measure import Limits, Order, measure
+from loadtest.plan import Cell
+from loadtest.transport.base import (
+    BodyCut,
+    ConnectionBroken,
+    HttpRequest,
+    NotHttp,
+    Seen,
+    Target,
+    TimedOut,
+    fetch,
+)
+from loadtest.transport.gevent_socket import GeventConnection
+from loadtest.verdict import Verdict
+from tests.loadtest.conftest import Truth
+
+SHORT = Limits(idle_s=0.4, total_s=5)
+
+
+def test_a_good_stream_is_complete_and_its_instants_are_in_order(truth: Truth):
+    (sample,) = truth.measure(new_tokens=20)
+    assert (sample.verdict, sample.detail, sample.status) == (Verdict.COMPLETE, None, 200)
+    assert (sample.got.input_tokens, sample.got.new_tokens, sample.got.counted_by) == (4, 20, "server")
+    arrivals = [t for t, _, _ in sample.events]
+    assert [tokens for _, tokens, _ in sample.events] == [1] * 20
+    assert sample.started_ns is not None
+    assert sample.sent_ns is not None
+    assert sample.headers_ns is not None
+    instants = [sample.scheduled_ns, sample.started_ns, sample.sent_ns, sample.headers_ns, *arrivals, sample.ended_ns]
+    assert instants == sorted(instants)
+    assert sample.first_text_ns == arrivals[0]
+    assert sample.connect_ns is None, "the connection was opened before the clock started"
+
+
+def test_arrivals_never_precede_their_sends_and_every_send_arrives(truth: Truth):
+    truth.clear()
+    samples = truth.measure(new_tokens=30, users=4, each=3, gap_s=0.002)
+    recorded = truth.sends()
+    assert len(samples) == len(recorded) == 12
+    for sample in samples:
+        sends = recorded[sample.id]["sends"]
+        assert len(sends) == len(sample.events) == 30
+        assert sample.started_ns is not None
+        assert sample.started_ns <= recorded[sample.id]["received_ns"]
+        assert all(sent <= arrived for (sent, _), (arrived, _, _) in zip(sends, sample.events, strict=True))
+
+
+def test_one_connection_serves_all_requests_of_a_user(truth: Truth):
+    samples = truth.measure(each=5)
+    assert [sample.verdict for sample in samples] == [Verdict.COMPLETE] * 5
+    assert [sample.connect_ns for sample in samples] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict", "events", "detail"),
+    [
+        ("truncate", Verdict.TRUNCATED, 3, "3 of 8 tokens"),
+        ("truncate_clean", Verdict.TRUNCATED, 3, "3 of 8 tokens"),
+        ("stall", Verdict.TIMEOUT, 3, "nothing arrived for 0.4 s"),
+        ("reset", Verdict.CONNECTION, 3, "Connection reset by peer"),
+        ("garble", Verdict.ERROR_IN_STREAM, 8, "not JSON"),
+        ("garble_http", Verdict.ERROR_IN_STREAM, 3, "not HTTP/1.1"),
+        ("error_event", Verdict.ERROR_IN_STREAM, 3, "generation: Request failed during generation"),
+        ("stop_early", Verdict.STOPPED_EARLY, 3, "3 of 8 tokens although EOS was suppressed"),
+        ("http_500", Verdict.HTTP_ERROR, 0, "HTTP 500: Incomplete generation"),
+        ("overloaded", Verdict.OVERLOADED, 0, "HTTP 429: Model is overloaded"),
+        ("empty", Verdict.TRUNCATED, 0, "0 of 8 tokens"),
+        ("close_before_headers", Verdict.CONNECTION, 0, "before the response's headers"),
+    ],
+)
+def test_each_fault_has_its_verdict_and_keeps_what_came_before(
+    truth: Truth, fault: str, verdict: Verdict, events: int, detail: str
+):
+    (sample,) = truth.measure(fault=fault, fault_after=3, limits=SHORT)
+    assert sample.verdict is verdict
+    assert not sample.complete
+    assert len(sample.events) == events
+    assert sample.detail is not None
+    assert detail in sample.detail
+
+
+def test_a_fault_costs_its_own_request_only(truth: Truth):
+    samples = [
+        sample
+        for fault in ("truncate", "reset", "garble_http", "stall", None)
+        for sample in truth.measure(users=2, each=1, fault=fault, limits=SHORT)
+    ]
+    assert [sample.complete for sample in samples] == [False] * 8 + [True] * 2
+
+
+def test_a_request_longer_than_the_limit_is_a_timeout_though_it_never_falls_silent(truth: Truth):
+    (sample,) = truth.measure(new_tokens=200, gap_s=0.01, limits=Limits(idle_s=10, total_s=0.3))
+    assert sample.verdict is Verdict.TIMEOUT
+    assert sample.detail == "not finished after 0.3 s"
+    assert 0 < len(sample.events) < 200
+
+
+def test_events_of_one_read_share_its_id_and_others_do_not(truth: Truth):
+    (buffered,) = truth.measure(fault="coalesce")
+    assert buffered.complete
+    assert len(buffered.events) == 8
+    assert len({read for _, _, read in buffered.events}) == 1
+    (streamed,) = truth.measure(gap_s=0.02)
+    assert len({read for _, _, read in streamed.events}) == 8
+
+
+def test_characters_cut_between_two_reads_are_read_whole(truth: Truth):
+    (sample,) = truth.measure(fault="split", gap_s=0.01)
+    assert sample.complete
+    assert len(sample.events) == 8
+
+
+def test_an_event_without_a_token_is_no_first_token(truth: Truth):
+    truth.clear()
+    (sample,) = truth.measure(fault="role_first", first_s=0.1)
+    assert sample.complete
+    assert len(sample.events) == 8
+    first_token_sent = next(t for t, tokens in truth.sends()[sample.id]["sends"] if tokens)
+    assert sample.events[0][0] >= first_token_sent
+
+
+def test_nobody_listening_is_a_connection_verdict_with_the_reason(truth: Truth):
+    connection = GeventConnection(Target("127.0.0.1", 1))
+    order = Order("x", Cell(None, None, 1, 4, 8), "steady", "a", 0)
+    sample = measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, limits=SHORT)
+    assert (sample.verdict, sample.status, sample.started_ns) == (Verdict.CONNECTION, None, None)
+    assert sample.detail == "no connection to 127.0.0.1:1: Connection refused"
+
+
+def test_a_killed_greenlet_leaves_a_cancelled_sample_with_what_it_had(truth: Truth):
+    kept: list[Any] = []
+    greenlet = gevent.spawn(lambda: kept.extend(truth_stream(truth)))
+    gevent.sleep(0.3)
+    greenlet.kill()
+    (sample,) = kept
+    assert sample.verdict is Verdict.CANCELLED
+    assert len(sample.events) > 0
+
+
+def truth_stream(truth: Truth) -> list[Any]:
+    connection = GeventConnection(truth.target)
+    order = Order("x", Cell(None, None, 1, 4, 1000), "steady", "a", 0)
+    return [measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, limits=Limits())]
+
+
+# --- the transport alone, against bytes that are known ---------------------------------------------------------------
+
+
+def whole(target: Target, timeout_s: float = 2) -> tuple[int, bytes]:
+    connection = GeventConnection(target)
+    try:
+        return fetch(connection, HttpRequest("GET", "/"), timeout_s)
+    finally:
+        connection.close()
+
+
+def test_a_body_ends_as_its_framing_says(raw_server: Any):
+    chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\ntrailer: 1\r\n\r\n"
+    sized = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nabcdeNOT ME"
+    closed = b"HTTP/1.1 200 OK\r\n\r\nabcde"
+    for reply in (chunked, sized, closed):
+        with raw_server(reply) as target:
+            assert whole(target) == (200, b"abcde")
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "message"),
+    [
+        (b"", ConnectionBroken, "before the response's headers"),
+        (b"HTTP/1.1 200 OK\r\ncontent-le", ConnectionBroken, "before the response's headers"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc", BodyCut, "inside the body"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\nabc", BodyCut, "inside the body"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", NotHttp, "not HTTP/1.1"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nabc", NotHttp, "not HTTP/1.1"),
+    ],
+)
+def test_a_reply_that_breaks_off_or_is_no_http_says_so(raw_server: Any, reply: bytes, error: type, message: str):
+    with raw_server(reply) as target, pytest.raises(error, match=message):
+        whole(target)
+
+
+def test_a_connection_the_server_closed_meanwhile_is_replaced_before_the_clock_starts(raw_server: Any):
+    reply = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"  # keep-alive by its headers, then closed all the same
+    with raw_server(reply, reply) as target:
+        connection = GeventConnection(target)
+        first, second = Seen(), Seen()
+        assert b"".join(read.data for read in connection.exchange(HttpRequest("GET", "/"), first, 2, 2)) == b"ok"
+        gevent.sleep(0.1)
+        assert b"".join(read.data for read in connection.exchange(HttpRequest("GET", "/"), second, 2, 2)) == b"ok"
+        connection.close()
+    assert second.connect_ns is not None
+    assert second.started_ns is not None
+    assert second.status == 200
+
+
+def test_a_server_that_accepts_and_says_nothing_times_out():
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(TimedOut, match=r"0\.2 s"):
+        whole(Target("127.0.0.1", listener.getsockname()[1]), timeout_s=0.2)
