@@ -9,10 +9,10 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench serve test timing check format types layering docs clean
+.PHONY: help install bench serve test timing check format docs clean
 
 help:            ## say what each target does
-	@sed -n 's/^\([a-z]*\): .*## /\1|/p' Makefile | column -t -s '|'
+	@sed -n 's/^\([a-z]*\):.*## /  make \1: /p' Makefile
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"tokenclock needs Python >= 3.11; {sys.executable} is {sys.version.split()[0]}: say make PYTHON=/path/to/python3.11")'

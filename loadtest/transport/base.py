@@ -84,7 +84,7 @@ class Connection(Protocol):
 
     @property
     def clock_name(self) -> str:
-        """`kernel`: an arrival is the kernel's receive stamp. `user`: the clock is read right after the read returns."""
+        """`kernel`: an arrival is the kernel's receive stamp. `user`: the clock is read after the read returns."""
 
     def ready(self, timeout_s: float) -> int | None:
         """Make sure a live connection is open. Returns what a fresh one cost in ns, or None where one was open.

@@ -53,7 +53,7 @@ class Engine:
         observer: Observer,
         on_broken: Callable[[Exception], None],
     ) -> None:
-        """`hand_over` is called on the engine's thread, once a step; `on_broken` once, when the backend cannot go on."""
+        """`hand_over` is called on the engine's thread, once a step; `on_broken` when the backend cannot go on."""
         self.backend = backend
         self.tokenizer = tokenizer
         self._hand_over = hand_over

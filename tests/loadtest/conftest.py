@@ -89,7 +89,7 @@ def truth() -> Iterator[Truth]:
 
 @pytest.fixture
 def raw_server() -> Callable[[bytes], Any]:
-    """raw_server(reply, ...) is a context: a port where each connection gets the next bytes and is closed after them."""
+    """raw_server(reply, ...) is a context: a port where each connection gets the next bytes and is closed."""
     import socket
     import threading
 

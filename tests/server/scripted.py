@@ -1,4 +1,4 @@
-"""A backend that says what it is told to: the smallest honest implementation of the contract, for the engine's tests."""
+"""A backend that says what it is told to: the smallest honest implementation of the contract, for tests."""
 
 from __future__ import annotations
 

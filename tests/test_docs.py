@@ -1,0 +1,94 @@
+"""The docs say what the code does: generated parts are up to date, every path, link and test they name exists.
+
+`make docs` (python -m tests.test_docs --write) rewrites the generated parts; the tests compare.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLI = ROOT / "docs" / "cli.md"
+COMMANDS = (
+    ("tokenclock run", ["loadtest", "run"]),
+    ("tokenclock report", ["loadtest", "report"]),
+    ("tokenclock-server serve", ["server", "serve"]),
+)
+
+
+def cli_page() -> str:
+    """docs/cli.md, from the commands' own --help."""
+    parts = ["# Command lines\n\nWritten by `make docs` from the commands themselves.\n"]
+    for title, (module, *verb) in COMMANDS:
+        shown = subprocess.run(
+            [sys.executable, "-m", module, *verb, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+        )
+        parts.append(f"## {title}\n\n```\n{shown.stdout.strip()}\n```\n")
+    parts.append(
+        "Every option of `tokenclock-server serve` can be set in the environment: `--max-total-tokens 1024` is\n"
+        "`TOKENCLOCK_MAX_TOTAL_TOKENS=1024`. The command line wins.\n"
+    )
+    return "\n".join(parts)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="argparse lays its help out differently from Python 3.13 on")
+def test_the_command_lines_are_as_the_commands_print_them():
+    assert CLI.read_text(encoding="utf-8") == cli_page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_and_picture_leads_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_is_named_exists(page: Path):
+    named = re.findall(r"`((?:server|loadtest|tests|docs)/[\w/.]*)", page.read_text(encoding="utf-8"))
+    assert all((ROOT / name).exists() for name in named), [name for name in named if not (ROOT / name).exists()]
+
+
+def test_every_promise_names_a_test_that_exists():
+    promises = re.findall(r"`(tests/[\w/.]+)::(\w+)`", (ROOT / "docs" / "behaviour.md").read_text(encoding="utf-8"))
+    assert len(promises) >= 15
+    for file, name in promises:
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {name}"
+
+
+def test_the_wire_page_names_every_route_and_parameter():
+    from server.api.schemas import Parameters
+
+    page = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    assert [name for name in Parameters.model_fields if f"`{name}`" not in page] == []
+
+
+def test_the_readme_names_the_two_commands_and_every_verdict():
+    from loadtest.verdict import Verdict
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.index("make bench") < readme.index("make test") < readme.index("## ")
+    assert [verdict for verdict in Verdict if f"`{verdict}`" not in readme] == []
+
+
+def test_make_help_names_every_target():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split())  # type: ignore[index]
+    explained = set(re.findall(r"^([a-z]+):.* ## ", makefile, re.M))
+    assert targets == explained
+
+
+if __name__ == "__main__" and "--write" in sys.argv:
+    CLI.write_text(cli_page(), encoding="utf-8")
