@@ -16,9 +16,10 @@ help:            ## say what each target does
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"tokenclock needs Python >= 3.11; {sys.executable} is {sys.version.split()[0]}: say make PYTHON=/path/to/python3.11")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --retries 1 --timeout 20 --extra-index-url $(TORCH_INDEX) --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(PYTHON) -m venv .venv
+	@echo 'installing into ./.venv: some minutes, most of them PyTorch'
+	@$(BIN)/pip install -qq --disable-pip-version-check --retries 1 --timeout 20 --extra-index-url $(TORCH_INDEX) --constraint constraints.txt torch
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 install: .venv/installed ## make ./.venv with everything

