@@ -7,7 +7,8 @@
             "samples": {"steady", "complete", "failed"},                  steady phase
             "verdicts": {"complete": 40, ...},                            steady phase
             "metrics": {name: METRIC}, "itl": {"gaps", "gaps_of_several_tokens"},
-            "client": {"saturated", "reasons", "limit_s", "lag_s", "lag_statistic", "lag_n", "hub_lag_p99_s", "cpu"},
+            "client": {"saturated", "reasons", "limit_s", "lag_s", "lag_statistic", "lag_n", "hub_lag_s",
+                       "hub_lag_statistic", "cpu"},
             "stream": {"token_events", "shared_read_share", "buffered"}, "off_plan": ["sentence", ...],
             "server": {"n", "queue_s", "prefill_s", "decode_s", "network_s", "steps_by_batch_size"} | null,
             "clocks": {"kernel": 40}, "counted_by": {"server": 40}}],

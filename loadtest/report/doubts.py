@@ -42,13 +42,14 @@ def _client(summary: Summary) -> str:
         )
     tightest = max(cells, key=lambda entry: (entry["client"]["lag_s"] or 0) / entry["client"]["limit_s"])
     seen = tightest["client"]
-    loop = [e["client"]["hub_lag_p99_s"] for e in cells if e["client"]["hub_lag_p99_s"] is not None]
+    loop = [e["client"]["hub_lag_s"] for e in cells if e["client"]["hub_lag_statistic"] == "p99"]
+    late = [lag for lag in loop if lag is not None]
     cpu = [entry["client"]["cpu"] for entry in cells if entry["client"]["cpu"] is not None]
     return (
         "**The client was not the bottleneck**: nearest to its limit came "
         f"{tightest['label']}, {seen['lag_statistic']} of the lag {quantity(seen['lag_s'], 's', 3)} of at most "
         f"{quantity(seen['limit_s'], 's', 3)} (n = {seen['lag_n']}); "
-        f"event loop p99 at most {quantity(max(loop), 's', 3) if loop else ABSENT}; "
+        f"event loop p99 at most {quantity(max(late), 's', 3) if late else ABSENT}; "
         f"CPU at most {f'{100 * max(cpu):.0f} % of one core' if cpu else ABSENT}."
         " Lag is started − scheduled, less the cost of a fresh connection."
     )

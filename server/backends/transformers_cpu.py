@@ -130,7 +130,6 @@ class TransformersBackend:
         self._rows.store(slot, cache)
         self._token_ids[slot, :used] = ids[0]
         self._lengths[slot] = used
-        self._mask[slot] = UNSEEN
         self._mask[slot, ..., :used] = 0.0
         self._samplers[slot] = Sampler(sampling, self._suppressed, self._eos)
         logits = output.logits[:, -1]

@@ -308,18 +308,22 @@ def test_the_summary_is_json_without_infinity():
     ("ttft_ms", "lag_ms", "saturated"), [(5, 1.9, False), (5, 2.1, True), (50, 4.9, False), (50, 5.1, True)]
 )
 def test_the_client_is_saturated_above_two_milliseconds_and_a_tenth_of_the_median_ttft(ttft_ms, lag_ms, saturated):
-    samples = [made(scheduled_ms=1000 * i, lag_ms=0, ttft_ms=ttft_ms) for i in range(9)]
-    seen = only_cell([*samples, made(scheduled_ms=9000, lag_ms=lag_ms, ttft_ms=ttft_ms)])["client"]
+    samples = [made(scheduled_ms=1000 * i, lag_ms=lag_ms, ttft_ms=ttft_ms) for i in range(10)]
+    seen = only_cell(samples)["client"]
     assert seen["saturated"] is saturated
-    assert (seen["lag_statistic"], seen["lag_n"]) == ("max", 10)
+    assert (seen["lag_statistic"], seen["lag_n"]) == ("p50", 10)
     assert seen["lag_s"] == pytest.approx(lag_ms / 1000)
     assert len(seen["reasons"]) == saturated
 
 
-def test_from_500_requests_on_the_lag_is_its_p99_and_one_late_request_is_forgiven():
-    samples = [made(scheduled_ms=1000 * i, lag_ms=0) for i in range(499)]
-    seen = only_cell([*samples, made(scheduled_ms=499_000, lag_ms=900)])["client"]
-    assert (seen["lag_statistic"], seen["saturated"]) == ("p99", False)
+@pytest.mark.parametrize(
+    ("n", "statistic"), [(9, "max"), (10, "p50"), (49, "p50"), (50, "p90"), (100, "p95"), (500, "p99")]
+)
+def test_the_lag_is_judged_by_the_highest_quantile_that_may_be_printed(n, statistic):
+    samples = [made(scheduled_ms=1000 * i, lag_ms=0) for i in range(n - 1)]
+    seen = only_cell([*samples, made(scheduled_ms=1000 * n, lag_ms=900)])["client"]
+    assert seen["lag_statistic"] == statistic
+    assert seen["saturated"] is (statistic == "max"), "one late request of many proves no quantile"
 
 
 def test_the_cost_of_a_fresh_connection_is_not_the_clients_lag():
@@ -329,12 +333,15 @@ def test_the_cost_of_a_fresh_connection_is_not_the_clients_lag():
 
 def test_a_late_event_loop_saturates_its_own_cell_only():
     other = replace(CELL, new_tokens=5)
-    late = {"config": "T", "concurrency": 2, "input_tokens": 100, "new_tokens": 4, "hub_lag_p99_s": 0.040, "cpu": 0.9}
+    late = {"config": "T", "concurrency": 2, "input_tokens": 100, "new_tokens": 4, "cpu": 0.9}
+    late |= {"hub_lag_p50_s": 0.001, "hub_lag_p99_s": 0.040, "hub_lag_max_s": 0.050, "hub_lag_samples": 500}
     samples = [*closed_loop(10), *(replace(sample, cell=other) for sample in closed_loop(10))]
     summary = summarise(samples, run(client=[late]))
     assert [entry["client"]["saturated"] for entry in summary["cells"]] == [True, False]
     assert summary["client"]["saturated"]
     assert summary["client"]["reasons"][0].startswith("T 100→4: p99 of the event loop's lag is 40.0 ms")
+    few = summarise(samples, run(client=[late | {"hub_lag_samples": 499}]))
+    assert not few["client"]["saturated"], "499 timers prove no p99; their median was in time"
 
 
 @pytest.mark.parametrize(
