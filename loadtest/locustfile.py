@@ -28,8 +28,8 @@ from loadtest.monitor import Monitor
 from loadtest.plan import Cell
 from loadtest.record import Recorder
 from loadtest.report import write
-from loadtest.run import look_at
 from loadtest.sample import Sample
+from loadtest.site import look_at
 from loadtest.transport.base import monotonic_ns
 
 logger = logging.getLogger(__name__)

@@ -19,18 +19,15 @@ from typing import Any
 import gevent
 
 from loadtest.dispatch import ClosedLoop, Waves, ids
-from loadtest.endpoints.base import Description, EndpointError, parse_url
-from loadtest.endpoints.tgi import TgiEndpoint
+from loadtest.endpoints.base import EndpointError, parse_url
 from loadtest.measure import Limits
 from loadtest.monitor import Monitor
 from loadtest.plan import Cell, Config, Plan
 from loadtest.progress import STARTING, Progress, effort
-from loadtest.prompts import PromptError, Prompts, probe_text, word_lengths
 from loadtest.record import Recorder
 from loadtest.sample import Sample
 from loadtest.served import served
-from loadtest.transport.base import TransportError
-from loadtest.transport.gevent_socket import GeventConnection
+from loadtest.site import Site, look_at
 
 HOPELESS_WAVES = 3  # in a row without one complete request: the endpoint is gone
 POLL_S = 0.1
@@ -63,48 +60,6 @@ class Options:
     run_time_s: float = 60.0
     input_tokens: int = 256
     new_tokens: int = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """An endpoint that has been looked at and can be measured."""
-
-    url: str
-    endpoint: TgiEndpoint
-    description: Description
-    prompts: Prompts
-
-
-def look_at(url: str, seed: int, lengths: list[int], total_tokens: int) -> Site:
-    """Ask the endpoint what it is, and prove that prompts have the length they should.
-
-    Raises: EndpointError with what it said and the remedy.
-    """
-    endpoint, target = TgiEndpoint(), parse_url(url)
-    connection = GeventConnection(target)
-    try:
-        description = endpoint.describe(connection)
-        most = description.max_total_tokens
-        if most is not None and total_tokens > most:
-            raise EndpointError(
-                f"{url} takes at most {most} tokens, prompt and new ones together; this run needs {total_tokens}: "
-                "serve a longer model or measure shorter cells"
-            )
-        prompts = Prompts(*word_lengths(endpoint.tokenize(connection, probe_text())), seed=seed)
-        for length in lengths:
-            counted = len(endpoint.tokenize(connection, prompts.draw(length)))
-            if counted != length:
-                raise EndpointError(
-                    f"a prompt made of {length} tokens has {counted} by the server's count: its tokenizer merges "
-                    "words, and prompts of an exact length can't be made for it in this version"
-                )
-    except TransportError as error:
-        raise EndpointError(f"{url} does not answer: {error}; is it running, and is the URL right?") from error
-    except PromptError as error:
-        raise EndpointError(str(error)) from error
-    finally:
-        connection.close()
-    return Site(url, endpoint, description, prompts)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Response
 
 from server import __version__
 from server.api.schemas import ErrorBody
-from server.api.tgi import MAX_STOP_SEQUENCES, Served
+from server.api.tgi import Served
+from server.api.validation import MAX_STOP_SEQUENCES
 from server.service import Phase
 
 router = APIRouter(tags=["operations"])

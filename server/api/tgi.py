@@ -16,26 +16,14 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from server.api import sse
-from server.api.schemas import ErrorBody, GenerateRequest, GenerateResponse, Parameters, SimpleToken, StreamResponse
-from server.backends.base import Limits, Sampling
+from server.api.schemas import ErrorBody, GenerateRequest, GenerateResponse, SimpleToken, StreamResponse
+from server.api.validation import room, sampling_of
 from server.engine.request import Token
 from server.errors import STATUS, RequestError, ValidationError
 from server.service import Service, Stream
 from server.tokenizer import Tokenizer
 
-MAX_STOP_SEQUENCES = 4
 GENERATION_ROUTES = ("/generate", "/generate_stream")
-#: TGI's parameters that this server doesn't have, with the value that asks for nothing.
-NOT_SUPPORTED = {
-    "best_of": 1,
-    "typical_p": None,
-    "frequency_penalty": None,
-    "watermark": False,
-    "decoder_input_details": False,
-    "top_n_tokens": 0,
-    "grammar": None,
-    "adapter_id": None,
-}
 LONG_TEXT = 20_000  # characters; longer texts are tokenized off the event loop
 
 router = APIRouter(
@@ -159,78 +147,6 @@ async def admit(service: Service, body: GenerateRequest, request_id: str | None)
         tuple(body.parameters.stop),
         arrived_s,
     )
-
-
-def sampling_of(asked: Parameters, limits: Limits) -> Sampling:
-    """Raises: ValidationError where a value is out of TGI's range, or the backend can't do what is asked."""
-
-    def refuse_unless(holds: bool, message: str) -> None:
-        if not holds:
-            raise ValidationError(f"Input validation error: {message}")
-
-    for name, neutral in NOT_SUPPORTED.items():
-        value = getattr(asked, name)
-        refuse_unless(
-            value is None or value == neutral, f"`{name}` is not supported by this server: leave it out. Given: {value}"
-        )
-    t, p, k, r = asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty
-    refuse_unless(
-        t is None or 0 < t < float("inf"),
-        f"`temperature` must be strictly positive. Given: {t}; for greedy decoding leave it out",
-    )
-    refuse_unless(p is None or 0 < p < 1, f"`top_p` must be > 0.0 and < 1.0. Given: {p}; to switch it off leave it out")
-    refuse_unless(k is None or k > 0, f"`top_k` must be strictly positive. Given: {k}; to switch it off leave it out")
-    refuse_unless(
-        r is None or 0 < r < float("inf"),
-        f"`repetition_penalty` must be strictly positive. Given: {r}; 1.0 is no penalty",
-    )
-    refuse_unless(
-        asked.max_new_tokens is None or asked.max_new_tokens > 0,
-        f"`max_new_tokens` must be strictly positive. Given: {asked.max_new_tokens}",
-    )
-    refuse_unless(
-        asked.truncate is None or 0 < asked.truncate <= limits.max_input_tokens,
-        f"`truncate` must be strictly positive and less than {limits.max_input_tokens}. Given: {asked.truncate}",
-    )
-    refuse_unless(
-        len(asked.stop) <= MAX_STOP_SEQUENCES,
-        f"`stop` supports up to {MAX_STOP_SEQUENCES} stop sequences. Given: {len(asked.stop)}",
-    )
-    refuse_unless(all(asked.stop), "`stop` cannot hold an empty string: it would end every text at once")
-    refuse_unless(
-        asked.seed is None or 0 <= asked.seed < 2**64, f"`seed` must be from 0 to 2^64 - 1. Given: {asked.seed}"
-    )
-    # As in TGI, a warper asks for sampling by itself, and a sampled text reports the seed it was drawn with.
-    do_sample = asked.do_sample or any(value is not None for value in (t, p, k))
-    seed = (asked.seed if asked.seed is not None else secrets.randbits(63)) if do_sample else None
-    sampling = Sampling(do_sample, t, k, p, r, seed, asked.ignore_eos)
-    neutral_sampling = Sampling()
-    for name in Sampling.__dataclass_fields__:
-        asked_for = getattr(sampling, name) != getattr(neutral_sampling, name)
-        refuse_unless(
-            not asked_for or name in limits.sampling, f"`{name}` is not supported by this backend: leave it out"
-        )
-    return sampling
-
-
-def room(input_tokens: int, max_new_tokens: int | None, limits: Limits) -> int:
-    """How many new tokens may follow a prompt; without a wish, all that fit.
-
-    Raises: ValidationError where prompt and new tokens pass the compiled length.
-    """
-    if input_tokens > limits.max_input_tokens:
-        raise ValidationError(
-            f"Input validation error: `inputs` must have less than {limits.max_input_tokens + 1} tokens. "
-            f"Given: {input_tokens}"
-        )
-    left = limits.max_total_tokens - input_tokens
-    if max_new_tokens is not None and max_new_tokens > left:
-        raise ValidationError(
-            f"Input validation error: `inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
-            f"Given: {input_tokens} `inputs` tokens and {max_new_tokens} `max_new_tokens`; "
-            f"shorten the prompt or ask for at most {left}"
-        )
-    return left if max_new_tokens is None else max_new_tokens
 
 
 def rendered(token: Token, tokenizer: Tokenizer) -> dict[str, Any]:
