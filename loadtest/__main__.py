@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,9 @@ from loadtest.verdict import Verdict
 
 if TYPE_CHECKING:
     from loadtest.run import Options
+
+
+SERVE_TIMEOUT_S = 600.0
 
 
 class Usage(Exception):
@@ -38,6 +43,8 @@ def dispatch(asked: argparse.Namespace) -> int:
 
 def run(asked: argparse.Namespace) -> int:
     chosen = options(asked)
+    if importlib.util.find_spec("matplotlib") is None:  # said before the measurement, not after it
+        raise ModuleNotFoundError(name="matplotlib")
     from loadtest import run as verb
 
     return verb.run(chosen, echo(asked))
@@ -47,12 +54,14 @@ def report(asked: argparse.Namespace) -> int:
     import json
 
     from loadtest.report import tables, write
-    from loadtest.sample import SampleError
+    from loadtest.report.charts import ChartsError
 
     try:
         written = write(asked.folder)
-    except (OSError, SampleError, ValueError) as error:
-        return fail(f"{asked.folder} can't be reported: {error}")
+    except ChartsError as error:
+        return fail(str(error))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return fail(f"{asked.folder} can't be reported: {error!r}; it needs samples.jsonl and run.json of a run")
     print(tables(json.loads((asked.folder / "summary.json").read_text(encoding="utf-8"))))
     print(f"\nreport: {written}")
     return 0
@@ -74,17 +83,14 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--serve-timeout",
         type=seconds,
-        default="10m",
         metavar="TIME",
         help="how long it may take to be ready (default: 10m)",
     )
     grid = verb.add_argument_group("a plan, in waves")
     grid.add_argument("--plan", metavar="NAME", help=" or ".join(plans.PLANS))
     grid.add_argument("--config", choices=tuple(plans.CONFIGS), help="only this configuration (default: both)")
-    grid.add_argument("-n", "--waves", type=count, default=10, metavar="N", help="waves of each cell (default: 10)")
-    grid.add_argument(
-        "--warmup-waves", type=count, default=1, metavar="N", help="waves before them that don't count (default: 1)"
-    )
+    grid.add_argument("-n", "--waves", type=count, metavar="N", help="waves of each cell (default: 10)")
+    grid.add_argument("--warmup-waves", type=count, metavar="N", help="waves before them that don't count (default: 1)")
     free = verb.add_argument_group("or a free run, in a closed loop")
     free.add_argument("-u", "--users", type=count, metavar="N", help="requests in flight")
     free.add_argument("-t", "--run-time", type=seconds, metavar="TIME", help="such as 30s, 5m, 1h30m")
@@ -100,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the run's folder goes (default: results)",
     )
-    both.add_argument("--seed", type=int, default=1, help="of the prompts (default: 1)")
+    both.add_argument("--seed", type=int, help="of the prompts; the same one repeats them (default: drawn, recorded)")
     both.add_argument(
         "--idle-timeout",
         type=seconds,
@@ -131,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
 
 def options(asked: argparse.Namespace) -> Options:
     """Raises: Usage where the options contradict each other or lack one."""
+    plan_only = {"--config": asked.config, "-n/--waves": asked.waves, "--warmup-waves": asked.warmup_waves}
     free = {
         "-u/--users": asked.users,
         "-t/--run-time": asked.run_time,
@@ -144,8 +151,11 @@ def options(asked: argparse.Namespace) -> Options:
         raise Usage(f"--plan fixes users and tokens, {given[0]} is for a free run: leave one of them out")
     if asked.plan is None and (asked.users is None or asked.run_time is None):
         raise Usage(f"say what: --plan {'|'.join(plans.PLANS)}, or a free run with -u USERS -t TIME")
-    if asked.plan is None and asked.config is not None:
-        raise Usage("--config belongs to a plan: add --plan, or leave it out")
+    stray = [name for name, value in plan_only.items() if value is not None]
+    if asked.plan is None and stray:
+        raise Usage(f"{stray[0]} belongs to a plan: add --plan, or leave it out")
+    if asked.serve is None and asked.serve_timeout is not None:
+        raise Usage("--serve-timeout belongs to --serve: leave it out")
     try:
         plan = plans.named(asked.plan) if asked.plan is not None else None
     except plans.PlanError as error:
@@ -156,15 +166,15 @@ def options(asked: argparse.Namespace) -> Options:
     return Options(
         url=asked.url,
         serve=asked.serve,
-        serve_timeout_s=asked.serve_timeout,
+        serve_timeout_s=asked.serve_timeout or SERVE_TIMEOUT_S,
         results=asked.results,
-        seed=asked.seed,
+        seed=time.time_ns() if asked.seed is None else asked.seed,
         limits=Limits(asked.idle_timeout, asked.timeout),
         allow=frozenset(asked.allow),
         plan=plan,
         configs=(plans.CONFIGS[asked.config],) if asked.config else tuple(plans.CONFIGS.values()),
-        waves=asked.waves,
-        warmup_waves=asked.warmup_waves,
+        waves=asked.waves or 10,
+        warmup_waves=asked.warmup_waves or 1,
         users=asked.users or 1,
         run_time_s=asked.run_time or 0.0,
         input_tokens=asked.input_tokens or 256,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
+import gevent
 from gevent.event import AsyncResult
 from gevent.queue import Queue
 
@@ -79,10 +80,14 @@ class Waves:
             yield [self._done.get() for _ in users]
 
 
+BREATHER_S = 0.5  # after a request that no reply came to: a dead endpoint isn't asked in a tight loop
+
+
 class ClosedLoop:
     """Every user sends its next request when its last one has ended.
 
-    The first request of a user is `warmup`; until all users run, the others are `ramp`; then `steady`.
+    The first request of a user is `warmup`; while fewer or more users run than wanted, the others are `ramp`; then
+    `steady`. `users` gives (running, wanted): a test may change its mind while it runs.
     """
 
     def __init__(
@@ -90,29 +95,31 @@ class ClosedLoop:
         cell: Cell,
         prompts: Prompts,
         next_id: Iterator[str],
-        all_running: Callable[[], bool],
+        users: Callable[[], tuple[int, int]],
         clock: Clock = monotonic_ns,
     ) -> None:
         self._cell = cell
         self._prompts = prompts
         self._next_id = next_id
-        self._all_running = all_running
+        self._users = users
         self._clock = clock
-        self._ended_ns: dict[int, int] = {}
+        self._last: dict[int, Sample] = {}
         self._closed = False
 
     def take(self, user: int) -> Order | None:
+        last = self._last.get(user)
+        if last is not None and last.status is None:
+            gevent.sleep(BREATHER_S)
         if self._closed:
             return None
-        if user not in self._ended_ns:
-            phase, scheduled_ns = "warmup", self._clock()
-        else:
-            phase, scheduled_ns = "steady" if self._all_running() else "ramp", self._ended_ns[user]
-        prompt = self._prompts.draw(self._cell.input_tokens)
-        return Order(next(self._next_id), self._cell, phase, prompt, scheduled_ns)
+        running, wanted = self._users()
+        phase = "warmup" if last is None else "steady" if running == wanted else "ramp"
+        scheduled_ns = self._clock() if last is None or last.status is None else last.ended_ns
+        cell = replace(self._cell, concurrency=wanted)
+        return Order(next(self._next_id), cell, phase, self._prompts.draw(cell.input_tokens), scheduled_ns)
 
     def done(self, user: int, sample: Sample) -> None:
-        self._ended_ns[user] = sample.ended_ns
+        self._last[user] = sample
 
     def close(self) -> None:
         self._closed = True

@@ -13,6 +13,7 @@ from loadtest.runner import Books, Load, TokenUser  # isort: skip  (first: impor
 
 import itertools
 import logging
+import time
 from pathlib import Path
 
 import gevent
@@ -50,8 +51,9 @@ class Test:
         assert runner is not None
         process = runner.worker_index if isinstance(runner, WorkerRunner) else 0
         users = runner.target_user_count
+        seed = asked.seed or time.time_ns()
         found = look_at(
-            environment.host or "", asked.seed + process, [asked.input_tokens], asked.input_tokens + asked.new_tokens
+            environment.host or "", f"{seed}-{process}", [asked.input_tokens], asked.input_tokens + asked.new_tokens
         )
         self.cell = Cell(None, found.description.slots, users, asked.input_tokens, asked.new_tokens)
         self.recorder: Recorder | None = None
@@ -62,7 +64,7 @@ class Test:
                 plan=None,
                 configs=[],
                 waves=None,
-                seed=asked.seed,
+                seed=seed,
                 options={name: value for name, value in vars(asked).items() if isinstance(value, str | int | float)},
             )
             self.recorder.endpoint(None, found.url, found.endpoint.protocol, found.description.info, None)
@@ -70,9 +72,10 @@ class Test:
             logger.info("raw samples are kept by a test in one process only; locust's tables have all requests")
         run = self.recorder.run if self.recorder else "locust"
         dispatch = ClosedLoop(
-            self.cell, found.prompts, ids(run, process), lambda: runner.user_count >= runner.target_user_count
+            self.cell, found.prompts, ids(run, process), lambda: (runner.user_count, runner.target_user_count)
         )
-        self.load = Load(parse_url(found.url), found.endpoint, dispatch, run, process, Limits(), self.keep)
+        self.load = Load(parse_url(found.url), found.endpoint, dispatch, run, process, Limits(), self.keep, self.fail)
+        self._environment = environment
         self.books = Books(environment, self.load)
         self.monitor = Monitor()
         self.monitor.start()
@@ -80,6 +83,9 @@ class Test:
     def keep(self, sample: Sample) -> None:
         if self.recorder:
             self.recorder.add(sample)
+
+    def fail(self, error: Exception) -> None:
+        give_up(self._environment, f"the test can't go on: {error}")
 
     def close(self) -> None:
         self.books.close()
@@ -98,7 +104,7 @@ running: Test | None = None
 def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--input-tokens", type=int, default=256, help="tokens of every prompt, as the server counts")
     parser.add_argument("--new-tokens", type=int, default=256, help="tokens of every answer")
-    parser.add_argument("--seed", type=int, default=1, help="of the prompts")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts; 0 draws one")
     parser.add_argument("--results-dir", default="results", include_in_web_ui=False, help="where raw samples go")
 
 
@@ -112,14 +118,25 @@ def begin(environment: Environment, **_: object) -> None:
     try:
         running = Test(environment)
     except (EndpointError, OSError) as error:
-        logger.error("%s", error)
-        environment.process_exit_code = 2
-        assert environment.runner is not None
-        end_it = environment.runner.stop if environment.web_ui else environment.runner.quit
-        gevent.spawn_later(0, end_it)
+        give_up(environment, str(error))
         return
     StreamUser.numbers = itertools.count()
     StreamUser.load, StreamUser.books = running.load, running.books
+
+
+def give_up(environment: Environment, sentence: str) -> None:
+    """Say why, and end the test: with the process where nobody watches a web page."""
+    logger.error("%s", sentence)
+    environment.process_exit_code = 2
+    assert environment.runner is not None
+    gevent.spawn_later(0, environment.runner.stop if environment.web_ui else environment.runner.quit)
+
+
+@events.quitting.add_listener
+def nothing_measured(environment: Environment, **_: object) -> None:
+    """A master whose workers could measure nothing says so by its exit code, as a single process does."""
+    if isinstance(environment.runner, MasterRunner) and environment.stats.total.num_requests == 0:
+        environment.process_exit_code = 2
 
 
 @events.test_stopping.add_listener

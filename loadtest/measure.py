@@ -14,7 +14,7 @@ from gevent import GreenletExit
 from loadtest.endpoints.base import Endpoint, Reading
 from loadtest.plan import Cell
 from loadtest.sample import Event, Got, Sample
-from loadtest.sse import Parser, SseError
+from loadtest.sse import Parser, ServerSentEvent, SseError
 from loadtest.transport.base import BodyCut, Clock, Connection, NotHttp, Seen, TimedOut, TransportError, monotonic_ns
 from loadtest.verdict import Outcome, judge
 
@@ -63,10 +63,12 @@ def measure(
     process: int,
     user: int,
     limits: Limits,
+    connect_ns: int | None = None,
     clock: Clock = monotonic_ns,
 ) -> Sample:
-    """Send one request and keep everything that was seen of it. Never raises for what an endpoint does.
+    """Send one request and keep everything that was seen of it. Nothing that an endpoint does raises here.
 
+    connect_ns: what a fresh connection cost between `scheduled` and this call; one that is needed here takes its place.
     A greenlet that is killed meanwhile gives a `cancelled` sample; the caller sees GreenletExit at its next switch.
     """
     seen, tally, parser = Seen(), Tally([]), Parser()
@@ -78,11 +80,11 @@ def measure(
     try:
         for read in connection.exchange(request, seen, limits.idle_s, limits.total_s):
             last_ns = read.t_ns
-            if seen.status != 200:
+            if seen.status != 200 or not_a_stream(seen, endpoint):
                 error_body += read.data[: LONGEST_ERROR_BODY - len(error_body)]
                 continue
             for event in parser.feed(read.data):
-                _take(tally, endpoint.read(event), read.t_ns, read.read_id)
+                _take(tally, _reading(endpoint, event), read.t_ns, read.read_id)
     except TimedOut as error:
         timed_out = str(error)
     except (NotHttp, SseError) as error:
@@ -97,7 +99,9 @@ def measure(
     else:
         last_ns = last_ns or seen.headers_ns
     ended_ns = last_ns if seen.body_ended and last_ns is not None else clock()
-    if seen.status not in (None, 200):
+    if seen.status == 200 and (instead := not_a_stream(seen, endpoint)):
+        tally.error = f"{instead}, not {endpoint.media_type}: {endpoint.error_of(bytes(error_body))}"
+    elif seen.status not in (None, 200):
         tally.error = endpoint.error_of(bytes(error_body))
     new_tokens = tally.tokens if tally.new_tokens is None else tally.new_tokens
     verdict, detail = judge(
@@ -121,7 +125,7 @@ def measure(
         phase=order.phase,
         got=Got(tally.input_tokens, new_tokens, "events" if tally.new_tokens is None else "server"),
         scheduled_ns=order.scheduled_ns,
-        connect_ns=seen.connect_ns,
+        connect_ns=connect_ns if seen.connect_ns is None else seen.connect_ns,
         started_ns=seen.started_ns,
         sent_ns=seen.sent_ns,
         headers_ns=seen.headers_ns,
@@ -135,6 +139,22 @@ def measure(
         status=seen.status,
         server=tally.server,
     )
+
+
+def not_a_stream(seen: Seen, endpoint: Endpoint) -> str | None:
+    """What a reply is instead of a stream that can be read as it comes: its type, or its compression."""
+    kind, coding = seen.headers.get("content-type", endpoint.media_type), seen.headers.get("content-encoding")
+    if coding is not None:
+        return f"the answer is compressed ({coding})"
+    return None if kind.lower().startswith(endpoint.media_type) else f"the answer is {kind}"
+
+
+def _reading(endpoint: Endpoint, event: ServerSentEvent) -> Reading:
+    """What an event says; a stranger's bytes may be anything, and must cost no more than their own request."""
+    try:
+        return endpoint.read(event)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        return Reading(error=f"an event can't be read: {error!r}")
 
 
 def _take(tally: Tally, reading: Reading, t_ns: int, read_id: int) -> None:

@@ -73,9 +73,9 @@ def word_lengths(tokens: Sequence[Offsets], words: Sequence[str] = WORDS) -> tup
 
 
 class Prompts:
-    """Draws prompts. One per process, each with a seed of its own, so that processes don't repeat each other."""
+    """Draws prompts. One per process and configuration, each with a seed of its own, so that none repeats another."""
 
-    def __init__(self, lengths: Mapping[str, int], around: int, seed: int) -> None:
+    def __init__(self, lengths: Mapping[str, int], around: int, seed: int | str) -> None:
         """Raises: PromptError where no word is a single token: then not every length can be reached."""
         self._lengths = dict(lengths)
         self._around = around

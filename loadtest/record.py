@@ -41,7 +41,7 @@ class Recorder:
             "run": self.run,
             "tool": {"name": "tokenclock", "version": __version__},
             "created": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": ["tokenclock" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name, *sys.argv[1:]],
             "plan": plan,
             "configs": configs,
             "waves": waves,

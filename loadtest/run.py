@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from loadtest.runner import Load, spawned  # isort: skip  (first: importing locust patches sockets)
 
+import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from loadtest.measure import Limits
 from loadtest.monitor import Monitor
 from loadtest.plan import Cell, Config, Plan
 from loadtest.progress import STARTING, Progress, effort
+from loadtest.prompts import PromptError
 from loadtest.record import Recorder
 from loadtest.sample import Sample
 from loadtest.served import served
@@ -76,7 +79,7 @@ def site(
             log = recorder.folder / f"server-{name}.log"
             url, command = stack.enter_context(served(options.serve, slots, log, options.serve_timeout_s))
         assert url is not None, "the command line makes sure of --url or --serve"
-        found = look_at(url, options.seed, lengths, total_tokens)
+        found = look_at(url, f"{options.seed}-{config.name if config else 'free'}", lengths, total_tokens)
         recorder.endpoint(
             config.name if config else None, url, found.endpoint.protocol, found.description.info, command
         )
@@ -122,24 +125,34 @@ def measure_free(options: Options, recorder: Recorder) -> None:
     """`users` users in a closed loop for `run_time_s` seconds; what runs at the end may finish."""
     with site(options, None, recorder, [options.input_tokens], options.input_tokens + options.new_tokens) as found:
         cell = Cell(None, found.description.slots, options.users, options.input_tokens, options.new_tokens)
-        running = False
-        dispatch = ClosedLoop(cell, found.prompts, ids(recorder.run, 0), lambda: running)
+        running = 0
+        dispatch = ClosedLoop(cell, found.prompts, ids(recorder.run, 0), lambda: (running, options.users))
         load = _load(found, dispatch, options, recorder)
         monitor = Monitor()
         with Progress(options.run_time_s) as progress:
             monitor.start()
             with spawned(load, options.users, drain_s=options.limits.total_s) as environment:
-                for _ in range(round(options.run_time_s / POLL_S)):
-                    gevent.sleep(POLL_S)
+                begun = now = time.monotonic()
+                while now < begun + options.run_time_s:
+                    gevent.sleep(min(POLL_S, options.run_time_s))
                     assert environment.runner is not None
-                    running = environment.runner.user_count >= options.users
+                    running = environment.runner.user_count
                     progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
-                    progress.advance(POLL_S)
+                    progress.advance(time.monotonic() - now)
+                    now = time.monotonic()
+                progress.now(f"{cell.label}: the time is over, what runs may finish")
             recorder.client(None, options.users, options.input_tokens, options.new_tokens, monitor.stop())
 
 
 def _load(found: Site, dispatch: Any, options: Options, recorder: Recorder) -> Load:
-    return Load(parse_url(found.url), found.endpoint, dispatch, recorder.run, 0, options.limits, recorder.add)
+    work = gevent.getcurrent()
+
+    def fail(error: Exception) -> None:
+        if not isinstance(error, PromptError | OSError):
+            logging.getLogger(__name__).error("a user failed", exc_info=error)
+        work.kill(GaveUp(f"the run can't go on: {error}"), block=False)
+
+    return Load(parse_url(found.url), found.endpoint, dispatch, recorder.run, 0, options.limits, recorder.add, fail)
 
 
 def _why(samples: list[Sample]) -> str:
@@ -170,7 +183,11 @@ def run(options: Options, echo: dict[str, Any]) -> int:
             measure_free(options, recorder)
 
     problem = _interruptible(work)
-    recorder.close(interrupted=problem is not None)
+    try:
+        recorder.close(interrupted=problem is not None)
+    except OSError as error:
+        say(f"{recorder.folder} can't be finished: {error.strerror}; `tokenclock report` works once there is room")
+        return 1
     if problem is not None:
         say("interrupted: the report is of what was measured" if isinstance(problem, Interrupted) else str(problem))
     if recorder.complete + recorder.other == 0:
@@ -201,7 +218,7 @@ def _report(recorder: Recorder, options: Options, problem: BaseException | None)
 
 
 def _interruptible(work: Callable[[], None]) -> BaseException | None:
-    """Run `work` in a greenlet that the first SIGINT or SIGTERM ends in order; returns what ended it early.
+    """Run `work` in a greenlet that the first SIGINT, SIGTERM or SIGHUP ends in order; returns what ended it early.
 
     Later signals change nothing: what is left to do is short, and a server must not be left behind.
     """
@@ -215,9 +232,16 @@ def _interruptible(work: Callable[[], None]) -> BaseException | None:
             caught = error
 
     greenlet = gevent.spawn(guarded)
-    interrupted = Interrupted("interrupted")
-    for number in (signal.SIGINT, signal.SIGTERM):  # for good: a second Ctrl-C must not cut the report short
-        gevent.signal_handler(number, greenlet.kill, interrupted, block=False)
+    told = False
+
+    def stop() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            greenlet.kill(Interrupted("interrupted"), block=False)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # for good: a second one must not cut the report
+        gevent.signal_handler(number, stop)
     greenlet.join()
     greenlet.get()  # raises what was not expected
     return caught

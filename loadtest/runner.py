@@ -62,6 +62,7 @@ class Load:
     process: int
     limits: Limits
     keep: Callable[[Sample], None]  # the recorder's `add`
+    fail: Callable[[Exception], None]  # told what no request can go on after: prompts used up, a full disk, our own bug
     stopped_ns: int | None = None  # set when the run's time is over
 
 
@@ -91,10 +92,24 @@ class TokenUser(User):
 
     @task
     def stream(self) -> None:
-        load, connection = self.load, self.connection
-        order = load.dispatch.take(self.number) if load else None
-        if load is None or connection is None or order is None:
+        if self.load is None or self.connection is None:
             raise StopUser
+        try:
+            sample = self._measured(self.load, self.connection)
+        except Exception as error:  # locust would log it and go on, and the plan would wait for ever
+            self.load.fail(error)
+            raise StopUser from error
+        if sample is None or sample.verdict is Verdict.CANCELLED:
+            raise StopUser
+
+    def _measured(self, load: Load, connection: Connection) -> Sample | None:
+        """One request of the plan, kept; None when there are no more."""
+        begun_ns, connect_ns = monotonic_ns(), None
+        with suppress(TransportError):  # a server that closes after every reply: reconnect before the wave's release
+            connect_ns = connection.ready(LONGEST_CONNECT_S)
+        order = load.dispatch.take(self.number)
+        if order is None:
+            return None
         sample = measure(
             connection,
             load.endpoint,
@@ -103,12 +118,12 @@ class TokenUser(User):
             process=load.process,
             user=self.number,
             limits=load.limits,
+            connect_ns=connect_ns if order.scheduled_ns <= begun_ns else None,
         )
         sample = drained(sample, load.stopped_ns)
         load.dispatch.done(self.number, sample)
         self.books.enter(sample)
-        if sample.verdict is Verdict.CANCELLED:
-            raise StopUser
+        return sample
 
 
 class Books:
@@ -130,7 +145,10 @@ class Books:
 
     def _work(self) -> None:
         for sample in self._queue:
-            self._load.keep(sample)
+            try:
+                self._load.keep(sample)
+            except OSError as error:
+                self._load.fail(error)
             gevent.sleep(0)
             self._show(sample)
 
@@ -184,6 +202,9 @@ def spawned(load: Load, users: int, spawn_rate: float | None = None, drain_s: fl
     runner.start(users, spawn_rate=spawn_rate or users)
     try:
         yield environment
+    except BaseException:
+        environment.stop_timeout = 0  # what runs now is cancelled: nobody waits for a drain after Ctrl-C
+        raise
     finally:
         load.stopped_ns = monotonic_ns()
         load.dispatch.close()

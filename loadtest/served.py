@@ -6,11 +6,13 @@ SIGTERM, a grace time, SIGKILL for it and everything it started.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from loadtest.transport.base import HttpRequest, TransportError, fetch
 from loadtest.transport.gevent_socket import GeventConnection
 
 GRACE_S = 30.0
+PR_SET_PDEATHSIG = 1  # Source: prctl(2)
 POLL_S = 0.2
 TAIL_LINES = 3
 
@@ -44,7 +47,12 @@ def served(template: str, slots: int, log: Path, ready_s: float) -> Iterator[tup
     with log.open("wb") as out:
         try:
             process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         except OSError as error:
             raise EndpointError(f"{arguments[0]} can't be started: {error.strerror}") from error
@@ -54,6 +62,12 @@ def served(template: str, slots: int, log: Path, ready_s: float) -> Iterator[tup
             yield url, command
         finally:
             _end(process)
+
+
+def _end_with_parent() -> None:
+    """Runs in the child: where the kernel can (Linux), SIGTERM reaches it even if this process is killed outright."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:

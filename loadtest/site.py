@@ -22,7 +22,7 @@ class Site:
     prompts: Prompts
 
 
-def look_at(url: str, seed: int, lengths: Iterable[int], total_tokens: int) -> Site:
+def look_at(url: str, seed: str, lengths: Iterable[int], total_tokens: int) -> Site:
     """Ask the endpoint what it is, and prove that prompts have the length they should.
 
     Raises: EndpointError with what it said and the remedy.

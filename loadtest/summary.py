@@ -6,9 +6,9 @@
             "waves": {"counted", "failed", "unfinished"} | null,          null outside waves
             "samples": {"steady", "complete", "failed"},                  steady phase
             "verdicts": {"complete": 40, ...},                            steady phase
-            "metrics": {name: METRIC}, "itl": {"gaps", "gaps_of_several_tokens"},
-            "client": {"saturated", "reasons", "limit_s", "lag_s", "lag_statistic", "lag_n", "hub_lag_s",
-                       "hub_lag_statistic", "cpu"},
+            "metrics": {name: METRIC}, "itl": {"gaps", "gaps_of_several_tokens", "requests_with_fewer_events"},
+            "client": {"saturated", "reasons", "limit_s", "lag_s", "lag_statistic", "lag_n", "hub_lag_p99_s",
+                       "cpu"},
             "stream": {"token_events", "shared_read_share", "buffered"}, "off_plan": ["sentence", ...],
             "server": {"n", "queue_s", "prefill_s", "decode_s", "network_s", "steps_by_batch_size"} | null,
             "clocks": {"kernel": 40}, "counted_by": {"server": 40}}],
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -124,6 +124,9 @@ def _cell(cell: Cell, steady: Sequence[Sample], hosts: Mapping[int, str], seen: 
         "itl": {
             "gaps": sum(max(len(sample.events) - 1, 0) for sample in complete),
             "gaps_of_several_tokens": sum(map(stats.gaps_of_several_tokens, complete)),
+            "requests_with_fewer_events": sum(
+                sum(tokens for _, tokens, _ in sample.events) != sample.got.new_tokens for sample in complete
+            ),
         },
         "client": trust.client(steady, seen),
         "stream": trust.buffering(complete),
@@ -189,6 +192,11 @@ def _notes(cells: Sequence[Mapping[str, Any]], run: Mapping[str, Any], missing: 
         if waves and run["waves"] is not None and waves["counted"] < run["waves"]:
             left_out = f"{waves['failed']} failed, {waves['unfinished']} unfinished"
             yield f"{label}: {waves['counted']} of {run['waves']} waves count ({left_out})"
+        if fewer := entry["itl"]["requests_with_fewer_events"]:
+            yield (
+                f"{label}: {fewer} complete requests had another number of token events than of tokens by the server's "
+                "count: their ITL is between events"
+            )
         if several := entry["itl"]["gaps_of_several_tokens"]:
             yield f"{label}: {several} of {entry['itl']['gaps']} gaps end in an event of several tokens"
 
@@ -221,10 +229,22 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         "missing": missing,
         "verdicts": _verdicts(samples),
         "client": {"saturated": bool(reasons), "reasons": reasons},
-        "notes": list(_notes(cells, run, missing, used)),
+        "notes": [*_notes(cells, run, missing, used), *_edges(samples)],
     }
 
 
+def _edges(samples: Iterable[Sample]) -> Iterator[str]:
+    """A closed loop's rates leave out requests of warm-up, ramp and drain that ran in the same wall."""
+    phases = Counter(sample.phase for sample in samples if sample.cell.wave is None)
+    counted = phases.pop("steady", 0)
+    if counted and (edges := sum(phases.values())) > EDGES_WORTH_A_NOTE * counted:
+        yield (
+            f"{edges} requests of warm-up, ramp and drain shared the wall with the {counted} that count: rates read "
+            "low, and the longest requests are missing from the quantiles; a longer run makes both smaller"
+        )
+
+
+EDGES_WORTH_A_NOTE = 0.05
 _CLIENT_KEY = ("config", "concurrency", "input_tokens", "new_tokens")
 
 

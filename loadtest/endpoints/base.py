@@ -50,6 +50,10 @@ class Endpoint(Protocol):
         """`tgi`, for run.json."""
 
     @property
+    def media_type(self) -> str:
+        """What a stream's content-type begins with."""
+
+    @property
     def route(self) -> str:
         """What locust's table calls it."""
 
@@ -80,7 +84,10 @@ def parse_url(url: str) -> Target:
 
     Raises: EndpointError where it isn't plain http or names no host.
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+    except ValueError as error:
+        raise EndpointError(f"{url} is no URL ({error}): write it as http://127.0.0.1:8080") from error
     try:
         port = parts.port
     except ValueError as error:
@@ -89,4 +96,6 @@ def parse_url(url: str) -> Target:
         raise EndpointError(f"{url} asks for {parts.scheme}: only http:// can be measured in this version")
     if not parts.hostname:
         raise EndpointError(f"{url} names no host: write it as http://127.0.0.1:8080")
+    if parts.query or parts.fragment or not url.isascii():
+        raise EndpointError(f"{url} is more than a base URL: leave out ? and #, and percent-encode the path")
     return Target(parts.hostname, port or 80, parts.path.rstrip("/"))

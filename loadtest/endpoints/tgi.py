@@ -21,6 +21,7 @@ LONGEST_EXCERPT = 200  # characters of a stranger's bytes in a message
 class TgiEndpoint:
     protocol = "tgi"
     route = "/generate_stream"
+    media_type = "text/event-stream"
     needs_clean_end = False  # an event with `generated_text` is TGI's own end
 
     def request(self, prompt: str, new_tokens: int, request_id: str) -> HttpRequest:
@@ -40,10 +41,10 @@ class TgiEndpoint:
         except orjson.JSONDecodeError:
             return Reading(error=f"an event is not JSON: {excerpt(event.data)}")
         if event.event == "tokenclock":
-            return Reading(server=said)
+            return Reading(server=said if isinstance(said, dict) else None)
         if not isinstance(said, dict):
             return Reading(error=f"an event is not an object: {excerpt(event.data)}")
-        if "error" in said:
+        if said.get("error") is not None:
             return Reading(error=f"{said.get('error_type', 'error')}: {said['error']}")
         token = said.get("token")
         if token is None and "token" in said and said.get("generated_text") is None:
@@ -53,13 +54,15 @@ class TgiEndpoint:
         text = "" if token.get("special") else str(token.get("text", ""))
         if said.get("generated_text") is None:
             return Reading(tokens=1, text=text)
-        details = said.get("details") or {}
+        details = said.get("details")
+        if not isinstance(details, dict):
+            details = {}
         return Reading(
             tokens=1,
             text=text,
             finished=True,
-            input_tokens=details.get("input_length"),
-            new_tokens=details.get("generated_tokens"),
+            input_tokens=whole_number(details.get("input_length")),
+            new_tokens=whole_number(details.get("generated_tokens")),
         )
 
     def error_of(self, body: bytes) -> str:
@@ -73,7 +76,7 @@ class TgiEndpoint:
         info = self._ask(connection, HttpRequest("GET", "/info"))
         if not isinstance(info, dict):
             raise EndpointError("/info does not answer with an object: is this a TGI endpoint?")
-        return Description(info.get("slots"), info.get("max_total_tokens"), info)
+        return Description(whole_number(info.get("slots")) or None, whole_number(info.get("max_total_tokens")), info)
 
     def tokenize(self, connection: Connection, text: str) -> list[Piece]:
         request = HttpRequest("POST", "/tokenize", JSON, orjson.dumps({"inputs": text}))
@@ -91,6 +94,11 @@ class TgiEndpoint:
             return orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise EndpointError(f"{request.path} does not answer with JSON: {excerpt(body)}") from error
+
+
+def whole_number(said: object) -> int | None:
+    """A count as a server should give it; anything else is no count."""
+    return said if isinstance(said, int) and not isinstance(said, bool) and said >= 0 else None
 
 
 def excerpt(data: bytes) -> str:

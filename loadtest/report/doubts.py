@@ -15,11 +15,13 @@ def sentences(summary: Summary) -> Iterator[str]:
     """Markdown sentences, one doubt each: client, stream, plan, page, first call, and what is missing."""
     yield "**Client error**: not calibrated in this run. It is no part of the intervals above."
     cells = summary["cells"]
-    if cells:
+    if any(entry["samples"]["complete"] for entry in cells):
         yield _client(summary)
         yield _stream(summary)
         yield _stamps(summary)
         yield _plan(summary)
+    else:
+        yield "**No complete request** in the steady phase: nothing can be said of client, stream or plan."
     if summary["plan"] is not None:
         yield from _page(summary)
     for first in summary["cold"]:
@@ -42,8 +44,7 @@ def _client(summary: Summary) -> str:
         )
     tightest = max(cells, key=lambda entry: (entry["client"]["lag_s"] or 0) / entry["client"]["limit_s"])
     seen = tightest["client"]
-    loop = [e["client"]["hub_lag_s"] for e in cells if e["client"]["hub_lag_statistic"] == "p99"]
-    late = [lag for lag in loop if lag is not None]
+    late = [lag for entry in cells if (lag := entry["client"]["hub_lag_p99_s"]) is not None]
     cpu = [entry["client"]["cpu"] for entry in cells if entry["client"]["cpu"] is not None]
     return (
         "**The client was not the bottleneck**: nearest to its limit came "
@@ -95,7 +96,7 @@ def _plan(summary: Summary) -> str:
 def _page(summary: Summary) -> Iterator[str]:
     yield (
         "**The published page** ran each cell once, without HTTP, tokenizer or streaming; "
-        "here a repetition is a wave, and the median is shown."
+        "here a repetition is a wave, and the median of ten or more is shown."
     )
     if any(entry["cell"]["concurrency"] > 1 for entry in summary["cells"]):
         yield (

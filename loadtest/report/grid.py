@@ -44,6 +44,7 @@ class Panel:
 
     name: str
     title: str
+    metric: str
     x_label: str
     y_label: str  # without the unit
     rows: tuple[str, ...]
@@ -76,7 +77,7 @@ def panels(summary: Mapping[str, Any]) -> list[Panel]:
             if pair in labels and entry["metrics"].get(metric, {}).get("n"):
                 points[labels[pair], _series(entry)] = Point(entry["metrics"][metric], bool(entry["off_plan"]))
         series = tuple(one for one in series_of(summary) if any(of_point == one for _, of_point in points))
-        return Panel(name, title, x_label, y_label, tuple(labels.values()), series, points)
+        return Panel(name, title, metric, x_label, y_label, tuple(labels.values()), series, points)
 
     total = "throughput_total_tokens_per_s"
     found = (

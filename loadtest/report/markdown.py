@@ -6,13 +6,14 @@ Strings that came from a server or a command line are escaped: they can neither 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loadtest.report import doubts
 from loadtest.report.grid import panels
 from loadtest.report.numbers import ABSENT, quantiles, quantity, with_failures
-from loadtest.report.text import output_rate, panel_rows
+from loadtest.report.text import OUTPUT_RATE, output_rate, panel_rows
 from loadtest.stats import DEFINITIONS, MIN_BEYOND
 
 TIMES = (
@@ -71,7 +72,8 @@ def _measured(run: Mapping[str, Any]) -> Iterator[str]:
 def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> Iterator[str]:
     for panel, picture in zip(panels(summary), pictures, strict=True):
         head, rows = panel_rows(panel)
-        yield f"## {panel.title}\n\n![{panel.title}]({picture})\n\n{table(head, rows)}"
+        meaning = f"`{panel.metric}`: {DEFINITIONS[panel.metric].formula}."
+        yield f"## {panel.title}\n\n![{panel.title}]({picture})\n\n{table(head, rows)}\n\n{meaning}"
 
 
 def _cells(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -112,11 +114,11 @@ def _server(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             steps = ", ".join(f"{size}: {n}" for size, n in split["steps_by_batch_size"].items())
             rows.append([escape(entry["label"]), str(split["n"]), *times, steps or ABSENT])
     if rows:
-        head = ["cell", "requests", "queue", "prefill", "network", "decode", "steps by batch size"]
+        head = ["cell", "requests", "queue", "prefill", "rest", "decode", "steps by batch size"]
         yield (
-            "## The server's own times\n\nMedians over requests. Queue, prefill and network are TTFT; network is "
-            "what is left of it, joined by request. A step counts once for every request that it served.\n\n"
-            + table(head, rows)
+            "## The server's own times\n\nMedians over requests. Queue, prefill and rest are TTFT; the rest is "
+            "what is left of it, joined by request: network, HTTP and event loops on both sides. "
+            "A step counts once for every request that it served.\n\n" + table(head, rows)
         )
 
 
@@ -134,7 +136,12 @@ def _verdicts(verdicts: Mapping[str, Any]) -> str:
 
 
 def _definitions(summary: Mapping[str, Any]) -> str:
-    used = {name for entry in summary["cells"] for name in entry["metrics"]}
+    shown = (
+        {panel.metric for panel in panels(summary)}
+        | {name for _, name in (*TIMES, *FAILABLE)}
+        | {OUTPUT_RATE, "requests_per_s"}
+    )
+    used = {name for entry in summary["cells"] for name in entry["metrics"]} & shown
     rows = [[f"`{name}`", one.unit, one.formula] for name, one in DEFINITIONS.items() if name in used]
     return table(["metric", "unit", "formula"], rows, LEFT) + (
         "\n\nQuantiles interpolate linearly between order statistics (numpy's default). The 95 % CI of a median lies "
@@ -157,5 +164,5 @@ def _settings(run: Mapping[str, Any]) -> str:
         info = endpoint["info"] or {}
         rows += [[f"{who}: {key}", escape(endpoint[key])] for key in ("url", "protocol", "command") if endpoint[key]]
         rows += [[f"{who} says: {escape(key)}", escape(json.dumps(value))] for key, value in info.items()]
-    rows.append(["command", escape(" ".join(run["command"]))])
+    rows.append(["command", escape(shlex.join(run["command"]))])
     return table(["setting", "value"], rows, LEFT)

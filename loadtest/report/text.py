@@ -19,6 +19,9 @@ CELL_HEAD = (
 )
 
 
+OUTPUT_RATE = "throughput_output_tokens_per_s"
+
+
 def panel_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
     """Head and rows of one of the page's tables: tokens down, configurations across; * marks an off-plan cell."""
     rows = []
@@ -29,10 +32,13 @@ def panel_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
 
 
 def output_rate(entry: Mapping[str, Any]) -> str:
-    metric = entry["metrics"].get("throughput_output_tokens_per_s")
+    metric = entry["metrics"].get(OUTPUT_RATE)
     if metric is None or not metric["n"]:
         return ABSENT
-    return quantity(metric["mean"], metric["unit"]) if entry["waves"] is None else with_interval(metric)
+    if entry["waves"] is not None:
+        return with_interval(metric)
+    requests = entry["metrics"]["requests_per_s"]
+    return f"{quantity(metric['mean'], metric['unit'])} ({quantity(requests['mean'], requests['unit'], 3)})"
 
 
 def tables(summary: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import httptools
-from gevent import select, socket
+from gevent import socket
 
 from loadtest.transport.base import (
     BodyCut,
@@ -38,6 +38,7 @@ class _Response:
         self.seen = seen
         self.body: list[bytes] = []
         self.headers_complete = False
+        self.informational = False  # inside a 1xx reply, which only announces the real one
         self.keeps_alive = False
         self.parser = httptools.HttpResponseParser(self)
 
@@ -45,20 +46,29 @@ class _Response:
         self.seen.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        status = self.parser.get_status_code()
+        self.informational = 100 <= status < 200
+        if self.informational:
+            self.seen.headers.clear()
+            return
         self.headers_complete = True
-        self.seen.status = self.parser.get_status_code()
+        self.seen.status = status
 
     def on_body(self, data: bytes) -> None:
         self.body.append(data)
 
     def on_message_complete(self) -> None:
+        if self.informational:
+            return
         self.seen.body_ended = True
         self.keeps_alive = self.parser.should_keep_alive()  # only here: llhttp forgets with the message
 
     @property
     def ends_with_connection(self) -> bool:
         """The body has no framing of its own: the server's close is its end."""
-        framed = "content-length" in self.seen.headers or "chunked" in self.seen.headers.get("transfer-encoding", "")
+        framed = (
+            "content-length" in self.seen.headers or "chunked" in self.seen.headers.get("transfer-encoding", "").lower()
+        )
         return self.headers_complete and not framed
 
 
@@ -104,12 +114,14 @@ class GeventConnection:
                     self._closed_by_server(response, seen)
                     break
                 read_id += 1
-                self._parse(response, data)
+                broken = self._parse(response, data)
                 if seen.headers_ns is None and response.headers_complete:
                     seen.headers_ns = t_ns
                 if response.body:
                     yield Read(t_ns, read_id, b"".join(response.body))
                     response.body.clear()
+                if broken is not None:
+                    raise broken
         finally:
             if (
                 not response.keeps_alive
@@ -122,15 +134,21 @@ class GeventConnection:
             connection = socket.create_connection((self._target.host, self._target.port), timeout=timeout_s)
         except TimeoutError as error:
             raise TimedOut(f"no connection to {where} in {timeout_s:g} s") from error
-        except OSError as error:
-            raise ConnectionBroken(f"no connection to {where}: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:
+            raise ConnectionBroken(f"no connection to {where}: {getattr(error, 'strerror', None) or error}") from error
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
     def _is_stale(self, connection: socket.socket) -> bool:
         """An idle connection has nothing to read: what is readable is its end, or rubbish."""
-        readable, _, _ = select.select([connection], [], [], 0)
-        return bool(readable)
+        connection.settimeout(0)
+        try:
+            connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def _head(self, request: HttpRequest) -> bytes:
         lines = [
@@ -168,14 +186,16 @@ class GeventConnection:
         except OSError as error:
             raise ConnectionBroken(error.strerror or str(error)) from error
 
-    def _parse(self, response: _Response, data: bytes) -> None:
+    def _parse(self, response: _Response, data: bytes) -> NotHttp | None:
+        """Feed the parser; what came before a fault is kept, so the fault is returned, not raised."""
         try:
             response.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if response.seen.body_ended:  # rubbish behind a whole response: the next exchange gets a fresh connection
                 response.keeps_alive = False
-                return
-            raise NotHttp(f"not HTTP/1.1: {error}") from error
+            else:
+                return NotHttp(f"not HTTP/1.1: {error}")
+        return None
 
     def _closed_by_server(self, response: _Response, seen: Seen) -> None:
         if response.ends_with_connection:

@@ -271,7 +271,7 @@ def test_what_speaks_against_the_numbers_is_said(tmp_path: Path):
     ]
     report = written(tmp_path, spoiled, run | {"interrupted": True})
     assert "**The client was saturated**" in report
-    assert "p50 of the requests' lag (n = 40) is 40.0 ms" in report
+    assert "second largest of the requests' lag (n = 40) is 40.0 ms" in report
     assert "The stream was buffered on its way" in report
     assert "T 256→256: 40 of 40 complete requests had 257 input tokens, not 256" in report
     assert "the run was interrupted" in report

@@ -308,22 +308,21 @@ def test_the_summary_is_json_without_infinity():
     ("ttft_ms", "lag_ms", "saturated"), [(5, 1.9, False), (5, 2.1, True), (50, 4.9, False), (50, 5.1, True)]
 )
 def test_the_client_is_saturated_above_two_milliseconds_and_a_tenth_of_the_median_ttft(ttft_ms, lag_ms, saturated):
-    samples = [made(scheduled_ms=1000 * i, lag_ms=lag_ms, ttft_ms=ttft_ms) for i in range(10)]
-    seen = only_cell(samples)["client"]
+    samples = [made(scheduled_ms=1000 * i, lag_ms=0, ttft_ms=ttft_ms) for i in range(8)]
+    late = [made(scheduled_ms=8000 + 1000 * i, lag_ms=lag_ms, ttft_ms=ttft_ms) for i in range(2)]
+    seen = only_cell([*samples, *late])["client"]
     assert seen["saturated"] is saturated
-    assert (seen["lag_statistic"], seen["lag_n"]) == ("p50", 10)
+    assert (seen["lag_statistic"], seen["lag_n"]) == ("second largest", 10)
     assert seen["lag_s"] == pytest.approx(lag_ms / 1000)
     assert len(seen["reasons"]) == saturated
 
 
 @pytest.mark.parametrize(
-    ("n", "statistic"), [(9, "max"), (10, "p50"), (49, "p50"), (50, "p90"), (100, "p95"), (500, "p99")]
+    ("n", "late", "saturated"), [(1, 1, True), (10, 1, False), (10, 2, True), (499, 2, True), (500, 2, False)]
 )
-def test_the_lag_is_judged_by_the_highest_quantile_that_may_be_printed(n, statistic):
-    samples = [made(scheduled_ms=1000 * i, lag_ms=0) for i in range(n - 1)]
-    seen = only_cell([*samples, made(scheduled_ms=1000 * n, lag_ms=900)])["client"]
-    assert seen["lag_statistic"] == statistic
-    assert seen["saturated"] is (statistic == "max"), "one late request of many proves no quantile"
+def test_below_500_requests_one_late_one_is_forgiven_and_two_are_not(n, late, saturated):
+    samples = [made(scheduled_ms=1000 * i, lag_ms=900 if i < late else 0) for i in range(n)]
+    assert only_cell(samples)["client"]["saturated"] is saturated
 
 
 def test_the_cost_of_a_fresh_connection_is_not_the_clients_lag():
@@ -341,7 +340,7 @@ def test_a_late_event_loop_saturates_its_own_cell_only():
     assert summary["client"]["saturated"]
     assert summary["client"]["reasons"][0].startswith("T 100→4: p99 of the event loop's lag is 40.0 ms")
     few = summarise(samples, run(client=[late | {"hub_lag_samples": 499}]))
-    assert not few["client"]["saturated"], "499 timers prove no p99; their median was in time"
+    assert not few["client"]["saturated"], "499 timers prove no p99"
 
 
 @pytest.mark.parametrize(
