@@ -26,6 +26,8 @@ def run(arguments: list[str]) -> int:
         return fail(f"there is no verb {arguments[0]!r}: say {' or '.join(VERBS)}")
     try:
         return serve(arguments[1:])
+    except KeyboardInterrupt:  # before the server took over the signals
+        return 130
     except ModuleNotFoundError as error:
         return fail(f"{error.name} is not installed: pip install 'tokenclock[cpu]'")
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import __version__
-from server.api import ops, tgi
+from server.api import ops, refusals, tgi
 from server.backends.base import Backend
-from server.errors import STATUS, MalformedBody, RequestError, ValidationError
 from server.model import locate
 from server.service import Service
 from server.settings import Settings
@@ -34,6 +33,17 @@ def load(settings: Settings) -> tuple[Backend, Tokenizer]:
     return TransformersBackend.load(model, settings.slots, settings.max_total_tokens, settings.threads), tokenizer
 
 
+class Arrival:
+    """Stamps a request before its body is read: queue time and TTFT count from here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["arrived_s"] = time.monotonic()
+        await self._app(scope, receive, send)
+
+
 def create_app(settings: Settings, loader: Callable[[Settings], tuple[Backend, Tokenizer]] = load) -> FastAPI:
     service = Service(settings, loader)
 
@@ -49,21 +59,6 @@ def create_app(settings: Settings, loader: Callable[[Settings], tuple[Backend, T
     app.include_router(tgi.router)
     app.include_router(ops.router)
 
-    @app.exception_handler(RequestError)
-    async def refuse(request: Request, error: RequestError) -> JSONResponse:
-        status, error_type = STATUS[type(error)]
-        if request.url.path in tgi.GENERATION_ROUTES:  # a health check that says no is no failed request
-            service.metrics.refused(error_type)
-        return JSONResponse({"error": str(error), "error_type": error_type}, status)
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse_body(request: Request, error: RequestValidationError) -> JSONResponse:
-        if request.url.path in tgi.GENERATION_ROUTES:
-            service.metrics.received()
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return await refuse(request, MalformedBody(f"the body is not JSON: {first['ctx']['error']}"))
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        return await refuse(request, ValidationError(f"Input validation error: `{where}`: {first['msg']}"))
-
+    refusals.install(app, service.metrics)
+    app.add_middleware(Arrival)
     return app

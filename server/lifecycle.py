@@ -2,7 +2,7 @@
 
 Uvicorn's own answer to SIGTERM closes the door before the guests have left: new connections are refused at once. Ours
 keeps the door open, answers new requests with 503, and closes it when the running ones have finished or the grace time
-is over. A second signal ends it at once.
+is over. A second signal cuts them short, with an error each; a third ends the process.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+CUTTING_SIGNAL = 2
+KEEP_ALIVE_S = 75  # a client may hold a connection between two requests for longer than uvicorn's 5 s
 CLOSING_S = 3.0  # after the drain: for the last bytes to leave
 
 
@@ -43,15 +45,23 @@ class Server(uvicorn.Server):
         self._service = service
         self._grace_s = grace_s
         self._draining: asyncio.Task[None] | None = None
+        self._signals = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._draining is not None:
+        self._signals += 1
+        if self._signals > CUTTING_SIGNAL:
             self.should_exit = self.force_exit = True
             return
-        self._draining = asyncio.get_running_loop().create_task(self._drain())
+        if self._draining is not None:
+            self._draining.cancel()
+        grace_s = self._grace_s if self._signals < CUTTING_SIGNAL else 0.0
+        self._draining = asyncio.get_running_loop().create_task(self._drain(grace_s))
 
-    async def _drain(self) -> None:
-        await self._service.drain(self._grace_s)
+    async def _drain(self, grace_s: float) -> None:
+        try:
+            await self._service.drain(grace_s)
+        except Exception:
+            logger.exception("the drain failed")
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -66,7 +76,13 @@ def run(app: FastAPI, settings: Settings) -> None:
     service: Service = app.state.service
     host, port = listener.getsockname()[:2]
     logger.info("listening on http://%s:%d, loading %s", f"[{host}]" if ":" in host else host, port, service.model_name)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=int(CLOSING_S))
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(CLOSING_S),
+    )
     Server(config, service, settings.grace_s).run(sockets=[listener])
     if service.phase is Phase.FAILED and service.failure is not None:
         raise service.failure

@@ -42,8 +42,10 @@ class Phase(StrEnum):
 class Stream:
     """The tokens of one request, in order. Leaving it early cancels the request and frees its slot."""
 
-    def __init__(self, service: Service, request: Request, mailbox: asyncio.Queue[Delivery]) -> None:
+    def __init__(self, service: Service, engine: Engine, request: Request, mailbox: asyncio.Queue[Delivery]) -> None:
         self.request = request
+        self.tokenizer = engine.tokenizer
+        self._engine = engine
         self._service = service
         self._mailbox = mailbox
         self._ended = False
@@ -66,7 +68,7 @@ class Stream:
     ) -> None:
         if not self._ended:
             self._ended = True
-            self._service.engine.cancel(self.request)
+            self._engine.cancel(self.request)
         self._service.close(self)
 
 
@@ -77,8 +79,7 @@ class Service:
         self.metrics = Metrics()
         self.phase = Phase.LOADING
         self.failure: Exception | None = None  # why FAILED or BROKEN
-        self.engine: Engine
-        self.tokenizer: Tokenizer
+        self.engine: Engine | None = None  # until the model is loaded
         self.model_name = settings.model or "demo"
         self._load = load
         self._open: set[Stream] = set()
@@ -87,7 +88,7 @@ class Service:
         """Load the model, then take requests."""
         loop = asyncio.get_running_loop()
         try:
-            backend, self.tokenizer = await _in_daemon_thread(lambda: self._load(self.settings))
+            backend, tokenizer = await _in_daemon_thread(lambda: self._load(self.settings))
         except Exception as error:
             self.failure, self.phase = error, Phase.FAILED
             return
@@ -101,7 +102,7 @@ class Service:
 
         if self.phase is not Phase.LOADING:  # a signal came first
             return
-        self.engine = Engine(backend, self.tokenizer, hand_over, self.metrics, on_broken)
+        self.engine = Engine(backend, tokenizer, hand_over, self.metrics, on_broken)
         self.engine.start()
         self.phase = Phase.READY
         logger.info("ready: %s, %d slots", self.model_name, backend.limits.slots)
@@ -120,7 +121,7 @@ class Service:
 
     async def stop(self) -> None:
         """End the engine; what still runs fails. May be called twice."""
-        if hasattr(self, "engine"):
+        if self.engine is not None:
             await asyncio.to_thread(self.engine.stop)
 
     async def _closed(self, timeout_s: float) -> None:
@@ -129,11 +130,14 @@ class Service:
                 while self._open:
                     await asyncio.sleep(0.02)
 
-    def require_ready(self) -> None:
-        """Raises: Unavailable while the model loads, during shutdown, and after the backend failed."""
+    def require_ready(self) -> Engine:
+        """The engine that takes requests.
+
+        Raises: Unavailable while the model loads, during shutdown, and after the backend failed.
+        """
         match self.phase:
-            case Phase.READY:
-                return
+            case Phase.READY if self.engine is not None:
+                return self.engine
             case Phase.LOADING:
                 raise Unavailable("loading")
             case Phase.DRAINING:
@@ -154,14 +158,14 @@ class Service:
 
         Raises: Overloaded where as many requests as the server takes are in it; Unavailable.
         """
-        self.require_ready()
+        engine = self.require_ready()
         if len(self._open) >= self.settings.max_concurrent_requests:
             raise Overloaded("Model is overloaded")
         mailbox: asyncio.Queue[Delivery] = asyncio.Queue()
         request = Request(request_id, token_ids, max_new_tokens, sampling, stop, mailbox.put_nowait, arrived_s)
-        stream = Stream(self, request, mailbox)
+        stream = Stream(self, engine, request, mailbox)
         self._open.add(stream)
-        self.engine.submit(request)
+        engine.submit(request)
         return stream
 
     def close(self, stream: Stream) -> None:

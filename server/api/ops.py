@@ -10,7 +10,6 @@ from server import __version__
 from server.api.schemas import ErrorBody
 from server.api.tgi import Served
 from server.api.validation import MAX_STOP_SEQUENCES
-from server.service import Phase
 
 router = APIRouter(tags=["operations"])
 
@@ -26,8 +25,7 @@ async def health(service: Served) -> Response:
 async def info(service: Served) -> dict[str, Any]:
     """TGI's description of the model and its limits, and every setting of this server."""
     settings = service.settings
-    ready = service.phase in (Phase.READY, Phase.DRAINING)
-    limits = service.engine.backend.limits if ready else None
+    limits = service.engine.backend.limits if service.engine else None
     return {
         "model_id": service.model_name,
         "model_sha": None,

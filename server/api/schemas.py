@@ -5,9 +5,21 @@ Source: huggingface/text-generation-inference 3.3.6-dev0, router/src/lib.rs (Gen
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def encodable(text: str) -> str:
+    """JSON can spell half of a surrogate pair; no tokenizer can read it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is half of a surrogate pair") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(encodable)]
 
 
 class Parameters(BaseModel):
@@ -22,7 +34,7 @@ class Parameters(BaseModel):
     top_p: float | None = Field(None, description="> 0 and < 1")
     repetition_penalty: float | None = Field(None, description="> 0")
     seed: int | None = Field(None, description="0 to 2^64 - 1")
-    stop: list[str] = Field(default_factory=list, description="at most 4")
+    stop: list[Text] = Field(default_factory=list, description="at most 4")
     truncate: int | None = Field(None, description="keep the last so many prompt tokens")
     return_full_text: bool | None = Field(None, description="put the prompt before the generated text")
     details: bool = Field(False, description="add counts, seed and finish reason")
@@ -41,7 +53,7 @@ class Parameters(BaseModel):
 class GenerateRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    inputs: str
+    inputs: Text
     parameters: Parameters = Field(
         # TGI: no `parameters` at all samples, `parameters: {}` doesn't.
         default_factory=lambda: Parameters(do_sample=True)

@@ -5,26 +5,29 @@ Shapes, messages and framing are those of text-generation-inference 3.3; docs/wi
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-import time
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Annotated, Any, TypeVar
 
 import orjson
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from server.api import sse
 from server.api.schemas import ErrorBody, GenerateRequest, GenerateResponse, SimpleToken, StreamResponse
-from server.api.validation import room, sampling_of
+from server.api.validation import checked_id, room, sampling_of
 from server.engine.request import Token
 from server.errors import STATUS, RequestError, ValidationError
 from server.service import Service, Stream
 from server.tokenizer import Tokenizer
 
 GENERATION_ROUTES = ("/generate", "/generate_stream")
-LONG_TEXT = 20_000  # characters; longer texts are tokenized off the event loop
+LONG_TEXT = 2_000  # characters; longer texts are tokenized off the event loop
+CLIENT_CLOSED_REQUEST = 499  # nginx's word; nobody reads it
+T = TypeVar("T")
 
 router = APIRouter(
     tags=["TGI"],
@@ -32,7 +35,7 @@ router = APIRouter(
 )
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     return request.app.state.service  # type: ignore[no-any-return]
 
 
@@ -43,11 +46,16 @@ WantsTiming = Annotated[str | None, Header(alias="x-tokenclock-timing", descript
 
 @router.post("/generate", response_model=GenerateResponse)
 async def generate(
-    body: GenerateRequest, service: Served, x_request_id: RequestId = None, x_tokenclock_timing: WantsTiming = None
-) -> JSONResponse:
-    stream = await admit(service, body, x_request_id)
-    with stream:
-        tokens = [token async for token in stream]
+    body: GenerateRequest,
+    service: Served,
+    request: Request,
+    x_request_id: RequestId = None,
+    x_tokenclock_timing: WantsTiming = None,
+) -> Response:
+    with await admit(service, body, request, x_request_id) as stream:
+        tokens = await unless_gone(request, collect(stream))
+    if tokens is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     reply: dict[str, Any] = {"generated_text": full_text(body) + readable(tokens)}
     if body.parameters.details:
         reply["details"] = {
@@ -55,7 +63,7 @@ async def generate(
             "generated_tokens": len(tokens),
             "seed": stream.request.sampling.seed,
             "prefill": [],
-            "tokens": [rendered(token, service.tokenizer) for token in tokens],
+            "tokens": [rendered(token, stream.tokenizer) for token in tokens],
         }
     headers = {
         "x-request-id": stream.request.id,
@@ -71,82 +79,121 @@ async def generate(
     "/generate_stream", responses={200: {"model": StreamResponse, "content": {sse.MEDIA_TYPE: {}}}}, response_model=None
 )
 async def generate_stream(
-    body: GenerateRequest, service: Served, x_request_id: RequestId = None, x_tokenclock_timing: WantsTiming = None
+    body: GenerateRequest,
+    service: Served,
+    request: Request,
+    x_request_id: RequestId = None,
+    x_tokenclock_timing: WantsTiming = None,
 ) -> StreamingResponse:
-    stream = await admit(service, body, x_request_id)
-    return StreamingResponse(
-        events(service, body, stream, timing=x_tokenclock_timing == "1"),
-        media_type=sse.MEDIA_TYPE,
-        headers={"x-request-id": stream.request.id, "x-accel-buffering": "no", "cache-control": "no-cache"},
-    )
+    stream = await admit(service, body, request, x_request_id)
+    return StreamReply(stream, events(body, stream, timing=x_tokenclock_timing == "1"))
+
+
+class StreamReply(StreamingResponse):
+    """Leaves the stream however the response ends, even if its first byte was never asked for."""
+
+    def __init__(self, stream: Stream, content: AsyncIterator[bytes]) -> None:
+        headers = {"x-request-id": stream.request.id, "x-accel-buffering": "no", "cache-control": "no-cache"}
+        super().__init__(content, media_type=sse.MEDIA_TYPE, headers=headers)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._stream:
+            await super().__call__(scope, receive, send)
+
+
+async def collect(stream: Stream) -> list[Token]:
+    return [token async for token in stream]
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`, or None where the client hung up first; `work` is cancelled then."""
+
+    async def hung_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(hung_up())
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else None
+    finally:
+        answer.cancel()
+        gone.cancel()
 
 
 @router.post("/tokenize", response_model=list[SimpleToken])
-async def tokenize(body: GenerateRequest, service: Served) -> Any:
-    service.require_ready()
+async def tokenize(body: GenerateRequest, service: Served) -> Response:
+    tokenizer = service.require_ready().tokenizer
     if not body.inputs:
         raise ValidationError("Input validation error: `inputs` cannot be empty")
-    if len(body.inputs) > LONG_TEXT:
-        return await run_in_threadpool(service.tokenizer.pieces, body.inputs)
-    return service.tokenizer.pieces(body.inputs)
+    pieces = await off_the_loop(tokenizer.pieces, body.inputs)
+    return Response(orjson.dumps(pieces), media_type="application/json")
 
 
-async def events(service: Service, body: GenerateRequest, stream: Stream, timing: bool) -> AsyncIterator[bytes]:
+async def events(body: GenerateRequest, stream: Stream, timing: bool) -> AsyncIterator[bytes]:
     """The bytes of a stream. A failure after the first byte can only be an event: the status is sent already."""
     texts: list[str] = []
-    with stream:
-        try:
-            async for token in stream:
-                if not token.special:
-                    texts.append(token.text)
-                event: dict[str, Any] = {
-                    "index": token.index,
-                    "token": rendered(token, service.tokenizer),
-                    "generated_text": None,
-                    "details": None,
-                }
-                if token.finish is not None:
-                    event["generated_text"] = full_text(body) + "".join(texts)
-                    if body.parameters.details:
-                        event["details"] = {
-                            "finish_reason": token.finish,
-                            "generated_tokens": token.index,
-                            "seed": stream.request.sampling.seed,
-                            "input_length": len(stream.request.token_ids),
-                        }
-                yield sse.event(event)
-        except RequestError as error:
-            yield sse.event({"error": str(error), "error_type": STATUS[type(error)][1]})
-            return
+    try:
+        async for token in stream:
+            if not token.special:
+                texts.append(token.text)
+            event: dict[str, Any] = {
+                "index": token.index,
+                "token": rendered(token, stream.tokenizer),
+                "generated_text": None,
+                "details": None,
+            }
+            if token.finish is not None:
+                event["generated_text"] = full_text(body) + "".join(texts)
+                if body.parameters.details:
+                    event["details"] = {
+                        "finish_reason": token.finish,
+                        "generated_tokens": token.index,
+                        "seed": stream.request.sampling.seed,
+                        "input_length": len(stream.request.token_ids),
+                    }
+            yield sse.event(event)
+    except RequestError as error:
+        yield sse.event({"error": str(error), "error_type": STATUS[type(error)][1]})
+        return
     if timing:
         yield sse.event(stream.request.timing(), name="tokenclock")
 
 
-async def admit(service: Service, body: GenerateRequest, request_id: str | None) -> Stream:
+async def admit(service: Service, body: GenerateRequest, request: Request, request_id: str | None) -> Stream:
     """Validate a request and queue it.
 
-    Raises: ValidationError with TGI's message; Overloaded; Unavailable.
+    Raises: ValidationError with TGI's message; Overloaded; Unavailable. Each is counted.
     """
-    arrived_s = time.monotonic()
     service.metrics.received()
-    service.require_ready()
-    limits = service.engine.backend.limits
-    sampling = sampling_of(body.parameters, limits)
-    if not body.inputs:
-        raise ValidationError("Input validation error: `inputs` cannot be empty")
-    encode = service.tokenizer.encode
-    token_ids = await run_in_threadpool(encode, body.inputs) if len(body.inputs) > LONG_TEXT else encode(body.inputs)
-    if body.parameters.truncate is not None:
-        token_ids = token_ids[-body.parameters.truncate :]
-    max_new_tokens = room(len(token_ids), body.parameters.max_new_tokens, limits)
-    return service.open(
-        request_id or secrets.token_hex(8),
-        tuple(token_ids),
-        max_new_tokens,
-        sampling,
-        tuple(body.parameters.stop),
-        arrived_s,
-    )
+    try:
+        engine = service.require_ready()
+        limits, tokenizer = engine.backend.limits, engine.tokenizer
+        sampling = sampling_of(body.parameters, limits)
+        request_id = checked_id(request_id)
+        if not body.inputs:
+            raise ValidationError("Input validation error: `inputs` cannot be empty")
+        token_ids = await off_the_loop(tokenizer.encode, body.inputs)
+        if body.parameters.truncate is not None:
+            token_ids = token_ids[-body.parameters.truncate :]
+        max_new_tokens = room(len(token_ids), body.parameters.max_new_tokens, limits)
+        return service.open(
+            request_id or secrets.token_hex(8),
+            tuple(token_ids),
+            max_new_tokens,
+            sampling,
+            tuple(body.parameters.stop),
+            arrived_s=request.scope["arrived_s"],
+        )
+    except RequestError as error:
+        service.metrics.refused(STATUS[type(error)][1])
+        raise
+
+
+async def off_the_loop(tokenizes: Callable[[str], T], text: str) -> T:
+    """Tokenize in a thread where the text is long enough to keep running streams waiting."""
+    return await run_in_threadpool(tokenizes, text) if len(text) > LONG_TEXT else tokenizes(text)
 
 
 def rendered(token: Token, tokenizer: Tokenizer) -> dict[str, Any]:

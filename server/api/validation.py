@@ -6,6 +6,7 @@ Source: huggingface/text-generation-inference 3.3.6-dev0, router/src/validation.
 
 from __future__ import annotations
 
+import reprlib
 import secrets
 
 from server.api.schemas import Parameters
@@ -13,11 +14,14 @@ from server.backends.base import Limits, Sampling
 from server.errors import ValidationError
 
 MAX_STOP_SEQUENCES = 4
+LONGEST_ID = 128
+TEMPERATURES = (1e-6, 1e6)  # logits of a thousand stay finite in fp32
+PENALTIES = (1e-3, 1e3)
 #: TGI's parameters that this server doesn't have, with the value that asks for nothing.
 NOT_SUPPORTED = {
     "best_of": 1,
     "typical_p": None,
-    "frequency_penalty": None,
+    "frequency_penalty": 0,
     "watermark": False,
     "decoder_input_details": False,
     "top_n_tokens": 0,
@@ -36,18 +40,27 @@ def sampling_of(asked: Parameters, limits: Limits) -> Sampling:
     for name, neutral in NOT_SUPPORTED.items():
         value = getattr(asked, name)
         refuse_unless(
-            value is None or value == neutral, f"`{name}` is not supported by this server: leave it out. Given: {value}"
+            value is None or value == neutral,
+            f"`{name}` is not supported by this server: leave it out. Given: {reprlib.repr(value)}",
         )
     t, p, k, r = asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty
     refuse_unless(
-        t is None or 0 < t < float("inf"),
+        t is None or t > 0,
         f"`temperature` must be strictly positive. Given: {t}; for greedy decoding leave it out",
+    )
+    refuse_unless(
+        t is None or TEMPERATURES[0] <= t <= TEMPERATURES[1],
+        f"`temperature` must be from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}, or logits overflow. Given: {t}",
     )
     refuse_unless(p is None or 0 < p < 1, f"`top_p` must be > 0.0 and < 1.0. Given: {p}; to switch it off leave it out")
     refuse_unless(k is None or k > 0, f"`top_k` must be strictly positive. Given: {k}; to switch it off leave it out")
     refuse_unless(
-        r is None or 0 < r < float("inf"),
+        r is None or r > 0,
         f"`repetition_penalty` must be strictly positive. Given: {r}; 1.0 is no penalty",
+    )
+    refuse_unless(
+        r is None or PENALTIES[0] <= r <= PENALTIES[1],
+        f"`repetition_penalty` must be from {PENALTIES[0]:g} to {PENALTIES[1]:g}, or logits overflow. Given: {r}",
     )
     refuse_unless(
         asked.max_new_tokens is None or asked.max_new_tokens > 0,
@@ -76,6 +89,16 @@ def sampling_of(asked: Parameters, limits: Limits) -> Sampling:
             not asked_for or name in limits.sampling, f"`{name}` is not supported by this backend: leave it out"
         )
     return sampling
+
+
+def checked_id(request_id: str | None) -> str | None:
+    """Raises: ValidationError where an x-request-id is no short word that can be echoed."""
+    if request_id is None or (0 < len(request_id) <= LONGEST_ID and request_id.isascii() and request_id.isprintable()):
+        return request_id
+    raise ValidationError(
+        f"Input validation error: `x-request-id` must be 1 to {LONGEST_ID} printable ASCII characters. "
+        f"Given: {reprlib.repr(request_id)}"
+    )
 
 
 def room(input_tokens: int, max_new_tokens: int | None, limits: Limits) -> int:

@@ -63,5 +63,8 @@ class Sampler:
         if self._generator is None:
             token_id = int(scores.argmax(dim=-1))
         else:
-            token_id = int(torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator))
+            probabilities = scores.softmax(dim=-1)
+            if not probabilities.isfinite().all():  # a model that overflowed: its request must not end everybody's
+                probabilities = torch.ones_like(scores)
+            token_id = int(torch.multinomial(probabilities, 1, generator=self._generator))
         return Step(token_id, float(logprobs[0, token_id]))

@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from server.backends.base import Limits, Sampling, Step
 from server.backends.sampling import HONOURED, Sampler
 from server.errors import ModelError
+from server.tokenizer import end_tokens, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,9 @@ class KVRows(Cache):  # type: ignore[misc]  # transformers is Any to mypy
                 for rows, part in ((self.keys, source.keys), (self.values, source.values)):
                     rows.append(part.new_zeros((self.slots, part.shape[1], self.length, part.shape[3])))
             used = source.keys.shape[2]
-            self.keys[layer][slot, :, :used] = source.keys[0]
-            self.values[layer][slot, :, :used] = source.values[0]
+            for rows, part in ((self.keys, source.keys), (self.values, source.values)):
+                rows[layer][slot, :, :used] = part[0]
+                rows[layer][slot, :, used:] = 0  # masked or not, a NaN left by a predecessor would spread: 0 x NaN
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
@@ -98,8 +100,10 @@ class TransformersBackend:
             torch.set_num_threads(threads)
         try:
             loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(f"{model} cannot be loaded: {str(error).splitlines()[0]}") from error
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # safetensors, accelerate and quantizers each raise their own kind
+            raise ModelError(f"{model} cannot be loaded: {first_line(error)}") from error
         loaded.eval()
         longest = longest_text(loaded.config.get_text_config())
         if longest is not None and max_total_tokens > longest:
@@ -198,14 +202,6 @@ class TransformersBackend:
                 )
             self.release(slot)
         logger.info("self-check passed: slots and plain forward agree")
-
-
-def end_tokens(generation_config: Any) -> tuple[int, ...]:
-    """The ids that end a text, from a generation config that holds none, one, or a list."""
-    eos = generation_config.eos_token_id
-    if eos is None:
-        return ()
-    return (eos,) if isinstance(eos, int) else tuple(eos)
 
 
 def longest_text(config: Any) -> int | None:

@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from server.errors import ModelError
+
 CORPUS = Path(__file__).with_name("corpus.txt")
 VOCABULARY = 1024  # at most; the corpus has merges for 947
 SHAPE = {
@@ -43,8 +45,13 @@ def ensure_demo_model() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokenclock"
     folder = cache / f"demo-llama-{recipe}"
     if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=cache, prefix="making-"))
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            part = Path(tempfile.mkdtemp(dir=cache, prefix="making-"))
+        except OSError as error:
+            raise ModelError(
+                f"{cache} can't hold the demonstration model: {error.strerror}; set XDG_CACHE_HOME to a folder that can"
+            ) from error
         try:
             write_model(part)
             part.rename(folder)

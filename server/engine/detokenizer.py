@@ -2,9 +2,14 @@
 
 The text of all pushes and the final flush, put together, is the decoded whole. While the end of the text is an
 incomplete character the stream holds it back; a text that ends inside a character gives up its tail in `flush`.
+
+A decoder with byte fallback (Llama 2's) can rewrite text it has given out: a whole character followed by a stray byte
+becomes four U+FFFD. What is out stays out then; from there on the text follows the whole by length.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
@@ -16,18 +21,27 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream: Any = DecodeStream(skip_special_tokens=True)  # None once it has failed
         self._token_ids: list[int] = []
         self.text = ""  # everything given out so far
 
     def push(self, token_id: int) -> str:
         """The text that became readable with this token; "" while a character is incomplete."""
         self._token_ids.append(token_id)
-        return self._give(self._stream.step(self._tokenizer.fast, token_id) or "")
+        if self._stream is not None:
+            try:
+                return self._give(self._stream.step(self._tokenizer.fast, token_id) or "")
+            except Exception:  # what the binding raises for "invalid prefix": this decoder rewrites earlier text
+                self._stream = None
+        rest = self._rest()
+        return self._give("" if rest.endswith("\ufffd") else rest)
 
     def flush(self) -> str:
         """What is still held back, incomplete characters as U+FFFD."""
-        return self._give(self._tokenizer.decode(self._token_ids)[len(self.text) :])
+        return self._give(self._rest())
+
+    def _rest(self) -> str:
+        return self._tokenizer.decode(self._token_ids)[len(self.text) :]
 
     def _give(self, text: str) -> str:
         self.text += text

@@ -20,7 +20,7 @@ from server.backends.base import Backend, Step
 from server.engine.detokenizer import Detokenizer
 from server.engine.request import Delivery, Failure, FinishReason, Request, Token
 from server.engine.scheduler import Decode, Idle, Prefill, Scheduler
-from server.errors import GenerationError
+from server.errors import GenerationError, Unavailable
 from server.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Engine:
         try:
             while self._receive():
                 self._step()
-            self._fail_everyone(GenerationError("the server was stopped"))
+            self._fail_everyone(Unavailable("the server was stopped"))
         except Exception as error:
             logger.exception("the backend cannot go on")
             self._on_broken(error)
@@ -193,6 +193,7 @@ class Engine:
     def _fail_everyone(self, error: Exception) -> None:
         for request in list(self._detokenizers):
             self._end(request, Failure(error), "generation")
+        self._observer.queued(0, 0)
         self._flush()
 
     def _flush(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 from server.backends.base import Sampling
 from server.engine.engine import Batch, Engine
 from server.engine.request import Delivery, Failure, Request, Token
-from server.errors import GenerationError
+from server.errors import GenerationError, Unavailable
 from server.metrics import Metrics
 from tests.server.scripted import ScriptedBackend
 
@@ -187,7 +187,7 @@ def test_a_stop_fails_what_still_runs_instead_of_leaving_it_waiting():
     run.engine.stop()
     while isinstance(last := inbox.get(timeout=10), Token):
         pass
-    assert isinstance(last.error, GenerationError)
+    assert isinstance(last.error, Unavailable)
 
 
 def test_timing_says_where_the_time_went():

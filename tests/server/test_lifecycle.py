@@ -120,7 +120,7 @@ def test_requests_longer_than_the_grace_time_end_with_an_error_event(demo_folder
             running.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line.startswith("data:")]
         assert 0 < len(rest) < 1999
-        assert rest[-1] == 'data: {"error":"the server was stopped","error_type":"generation"}'
+        assert rest[-1] == 'data: {"error":"the server was stopped","error_type":"healthcheck"}'
         assert running.wait(timeout=20) == 0
 
 
