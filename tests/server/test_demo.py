@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,12 @@ def test_it_has_a_chat_template(demo_folder: Path):
         [{"role": "user", "content": "What time is it?"}], tokenize=False, add_generation_prompt=True
     )
     assert text == "<|user|>\nWhat time is it?</s>\n<|assistant|>\n"
+
+
+def test_end_tokens_come_from_config_json_where_there_is_no_generation_config(demo_folder: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(demo_folder, folder)
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": [1, 5]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Tokenizer.load(str(folder)).eos_token_ids == {1, 5}

@@ -54,3 +54,45 @@ def test_the_text_of_all_events_equals_the_decoded_whole_for_any_ids(splitting: 
 def test_special_tokens_are_no_text(splitting: Tokenizer):
     ids = [0, *splitting.encode("hé"), 1]
     assert pieces(splitting, ids) == ["", "h", "", "é", "", ""]
+
+
+@pytest.fixture(scope="module")
+def falling_back() -> Tokenizer:
+    """Llama 2's kind of decoder: ▁ for spaces, bytes as tokens of their own, the first space stripped."""
+    from tokenizers import Tokenizer as Bpe
+    from tokenizers import decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "</s>": 1, "▁the": 2, "▁": 3, "a": 4, "é": 5}
+    vocabulary |= {f"<0x{byte:02X}>": 6 + byte for byte in range(256)}
+    bpe = Bpe(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", eos_token="</s>"), [1])
+
+
+@given(st.lists(st.integers(0, 261), max_size=40))
+def test_a_decoder_that_rewrites_its_past_never_breaks_the_stream(falling_back: Tokenizer, ids: list[int]):
+    # What is out can't be taken back, so the text may differ from the whole; it must neither raise nor fall short.
+    assert len("".join(pieces(falling_back, ids))) >= len(falling_back.decode(ids))
+
+
+@pytest.mark.parametrize("text", ["the café", "the 時計 a", "🙂"])
+def test_with_byte_fallback_valid_text_still_comes_out_whole(falling_back: Tokenizer, text: str):
+    ids: list[int] = []
+    for character in text.replace("the", "\0"):
+        known = {"\0": 2, " ": 3, "a": 4, "é": 5}.get(character)
+        ids += [known] if known is not None else [6 + byte for byte in character.encode()]
+    assert "".join(pieces(falling_back, ids)) == falling_back.decode(ids) == text
+
+
+def test_a_tokenizers_own_truncation_and_padding_are_not_applied(splitting_folder: Path):
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(splitting_folder)
+    fast.backend_tokenizer.enable_truncation(8)
+    fast.backend_tokenizer.enable_padding(length=12)
+    tokenizer = Tokenizer(fast, [1])
+    assert len(tokenizer.encode("a" * 25)) == 25
+    assert len(tokenizer.encode("a")) == 1

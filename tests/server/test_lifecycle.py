@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -234,3 +235,55 @@ def test_more_requests_than_the_server_takes_get_429_and_the_others_finish(serve
         assert statuses.count(200) + statuses.count(429) == 5
         assert statuses.count(429) >= 1
         assert all(r.json()["error_type"] == "overloaded" for r in replies if r.status_code == 429)
+
+
+def test_a_client_that_hangs_up_on_a_plain_request_frees_its_slot_too(serve: Any, demo_folder: Path):
+    with serve(Settings(model=str(demo_folder), slots=1, max_total_tokens=4096, threads=1)) as client:
+        body = {"inputs": "a", "parameters": {"max_new_tokens": 4000, "ignore_eos": True}}
+        for _ in range(3):
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/generate", json=body, timeout=0.3)
+        answer = client.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 2}})
+        assert answer.status_code == 200
+        assert 'tgi_request_failure_total{err="dropped"} 3.0' in client.get("/metrics").text
+
+
+def test_a_backend_that_breaks_leaves_counters_that_add_up(serve: Any, splitting_folder: Path):
+    with serve(Settings(), scripted(splitting_folder, ScriptedBackend(fail_after=2))) as client:
+        client.post("/generate", json={"inputs": "hello", "parameters": {"max_new_tokens": 30, "ignore_eos": True}})
+        metrics = client.get("/metrics").text
+    assert "tgi_request_count_total 1.0" in metrics
+    assert 'tgi_request_failure_total{err="generation"} 1.0' in metrics
+    assert "tgi_queue_size 0.0" in metrics
+
+
+@pytest.mark.e2e
+def test_a_second_signal_cuts_running_requests_with_an_error_and_still_ends_in_order(demo_folder: Path):
+    with (
+        process("--model", str(demo_folder), "--threads", "1") as (running, url),
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        wait_until_ready(client)
+        body = {"inputs": "a", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}}
+        with client.stream("POST", "/generate_stream", json=body) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            running.send_signal(signal.SIGINT)
+            time.sleep(0.3)  # two signals at the same instant are one to the kernel
+            running.send_signal(signal.SIGINT)
+            rest = [line for line in lines if line.startswith("data:")]
+        assert "the server was stopped" in rest[-1]
+        assert running.wait(timeout=10) == 0
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("broken", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_broken_model_file_is_one_sentence_and_exit_code_2(demo_folder: Path, tmp_path: Path, broken: str):
+    folder = tmp_path / "model"
+    shutil.copytree(demo_folder, folder)
+    content = (folder / broken).read_bytes()
+    (folder / broken).write_bytes(content[: len(content) // 2])
+    ended = subprocess.run([*COMMAND, "--model", str(folder)], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert f"tokenclock-server: {folder}" in ended.stderr

@@ -216,3 +216,75 @@ def test_the_openapi_description_names_every_route(demo: httpx.Client):
     paths = demo.get("/openapi.json").json()["paths"]
     assert set(paths) == {"/generate", "/generate_stream", "/tokenize", "/health", "/info", "/metrics"}
     assert demo.get("/docs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status"),
+    [
+        ({"temperature": 1e-40}, 422),
+        ({"temperature": 1e300}, 422),
+        ({"temperature": 1e-6}, 200),
+        ({"temperature": 1e6}, 200),
+        ({"repetition_penalty": 1e-300, "do_sample": True}, 422),
+        ({"repetition_penalty": 1000, "do_sample": True}, 200),
+        ({"top_p": 1e-30}, 200),
+        ({"top_k": 10**18}, 200),
+    ],
+)
+def test_extreme_parameters_cost_their_own_request_at_most(demo: httpx.Client, parameters: Any, status: int):
+    reply = demo.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 3, **parameters}})
+    assert reply.status_code == status, reply.text
+    assert demo.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b'{"inputs": "\\ud800"}', 422),
+        (b'{"inputs": "a", "parameters": {"stop": ["\\udfff"]}}', 422),
+        (b'{"inputs": "a", "parameters": {"grammar": "\\ud800"}}', 422),
+        (b'{"inputs": "a", "parameters": {"\\ud800": 1}}', 422),
+        (b'{"inputs": "\xff\xfe"}', 400),
+        (b'{"inputs": "a", "parameters": {"seed": ' + b"9" * 5000 + b"}}", 400),
+        (b"[" * 100_000, 400),
+        (b'{"inputs": "a", "parameters": {"temperature": NaN}}', 422),
+        (b'{"inputs": "a", "parameters": {"max_new_tokens": 1e30}}', 422),
+    ],
+)
+def test_bodies_that_are_no_text_are_refused_in_the_same_shape(demo: httpx.Client, content: bytes, status: int):
+    reply = demo.post("/generate", content=content, headers={"content-type": "application/json"})
+    assert reply.status_code == status, reply.text
+    assert set(reply.json()) == {"error", "error_type"}
+
+
+def test_what_is_not_there_is_refused_in_the_same_shape(demo: httpx.Client):
+    missing, wrong = demo.get("/nowhere"), demo.get("/generate")
+    assert (missing.status_code, wrong.status_code) == (404, 405)
+    assert set(missing.json()) == set(wrong.json()) == {"error", "error_type"}
+
+
+@pytest.mark.parametrize("request_id", ["x" * 129, "tab\there", "é".encode().decode("latin-1")])
+def test_a_request_id_that_cannot_be_echoed_is_refused(demo: httpx.Client, request_id: str):
+    headers = [(b"x-request-id", request_id.encode("latin-1"))]
+    reply = demo.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 1}}, headers=headers)
+    assert reply.status_code == 422
+    assert "`x-request-id` must be 1 to 128 printable ASCII characters" in reply.json()["error"]
+
+
+def test_every_request_is_counted_once_and_has_one_outcome(demo: httpx.Client):
+    def values() -> tuple[float, float]:
+        samples = [line.rsplit(" ", 1) for line in demo.get("/metrics").text.splitlines() if not line.startswith("#")]
+        outcomes = ("tgi_request_success_total", "tgi_request_failure_total")
+        return (
+            sum(float(value) for name, value in samples if name == "tgi_request_count_total"),
+            sum(float(value) for name, value in samples if name.startswith(outcomes)),
+        )
+
+    before = values()
+    bodies: list[Any] = [{"inputs": "a", "parameters": {"max_new_tokens": 2}}, {"inputs": ""}, {}, {"inputs": 3}]
+    for body in bodies:
+        demo.post("/generate", json=body)
+        demo.post("/generate_stream", json=body)
+    demo.post("/generate", content=b"\xff", headers={"content-type": "application/json"})
+    demo.post("/tokenize", json={"inputs": ""})
+    assert [after - was for after, was in zip(values(), before, strict=True)] == [9, 9]
