@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -102,7 +101,38 @@ def test_the_web_page_starts_a_test_and_shows_our_rows(server: str, tmp_path: Pa
             total["num_requests"] == rows(row for row in stats if row["name"] != "Aggregated")["POST"]["num_requests"]
         )
     finally:
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        process.terminate()
+        try:
+            _, err = process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
     assert f"http://127.0.0.1:{port}" in err, "the page is bound to this machine alone"
     assert "loadtest" not in err.partition("Traceback")[2]  # gevent's own web server may complain about a closed socket
+
+
+def test_workers_that_can_measure_nothing_fail_their_master_too():
+    command = [BIN / "locust", "--headless", "--processes", "2", "-t", "3s", "-u", "2", "--host", "http://127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+
+
+def test_locusts_own_processes_share_the_load_and_add_up(server: str):
+    command = [
+        BIN / "locust",
+        "--headless",
+        "--processes",
+        "2",
+        "-t",
+        "3s",
+        "-u",
+        "2",
+        "--host",
+        server,
+        *SHORT,
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    by_kind = rows(json.loads(done.stdout[done.stdout.index("[\n") :]))  # the workers print an empty list each
+    assert by_kind["POST"]["num_requests"] == by_kind["TTFT"]["num_requests"] == by_kind["E2E"]["num_requests"] > 5

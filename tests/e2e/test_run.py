@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 
@@ -169,6 +170,114 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_process(tmp_path: Path):
         pass
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL], ids=["SIGHUP", "SIGKILL"])
+def test_no_server_outlives_the_run_that_started_it(tmp_path: Path, number: int):
+    command = [sys.executable, "-m", "loadtest", "run", "--plan", "published", "--results", str(tmp_path)]
+    process = subprocess.Popen([*command, "--serve", serve(gap_s=0.002)], stderr=subprocess.DEVNULL, cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not any(path.read_text() for path in tmp_path.glob("*/samples.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    port = int(json.loads((only_folder(tmp_path) / "run.json").read_text())["endpoints"][0]["url"].rsplit(":", 1)[1])
+    process.send_signal(number)
+    process.wait(timeout=60)
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the server is still there")
+
+
+def test_ctrl_c_ends_a_free_run_at_once_and_a_second_one_changes_nothing(server: str, tmp_path: Path):
+    command = [
+        sys.executable,
+        "-m",
+        "loadtest",
+        "run",
+        "--url",
+        server,
+        "-u",
+        "2",
+        "-t",
+        "60s",
+        "--results",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(
+        [*command, "--input-tokens", "9", "--new-tokens", "2000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 60
+    while "tgi_batch_current_size 2.0" not in httpx.get(f"{server}/metrics").text:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=15)  # both requests had far more than that to go
+    assert process.returncode == 130, err
+    assert [sample["verdict"] for sample in samples_of(only_folder(tmp_path))] == ["cancelled"] * 2
+
+
+def test_prompts_that_are_used_up_end_the_run_with_a_sentence(server: str, tmp_path: Path):
+    done = tokenclock(
+        "run",
+        "--url",
+        server,
+        "-u",
+        "1",
+        "-t",
+        "60s",
+        "--input-tokens",
+        "2",
+        "--new-tokens",
+        "1",
+        "--results",
+        str(tmp_path),
+    )
+    assert done.returncode == 1, done.stderr
+    assert "the run can't go on: all prompts of 2 tokens have been used: ask for longer ones" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {sample["verdict"] for sample in samples_of(only_folder(tmp_path))} == {"complete"}
+
+
+def test_results_that_cannot_be_written_any_more_end_the_run_with_a_sentence(server: str, tmp_path: Path):
+    # A file size limit is the full disk that a test can have.
+    command = (
+        f"ulimit -f 40; exec {shlex.quote(sys.executable)} -m loadtest run --url {server} -u 2 -t 60s --new-tokens 30"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --input-tokens 9 --results {tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_two_configurations_of_a_run_have_prompts_of_their_own():
+    from loadtest.site import look_at
+
+    with subprocess.Popen(
+        [sys.executable, SCHEDULE_SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as truth:
+        assert truth.stdout is not None
+        url = f"http://127.0.0.1:{json.loads(truth.stdout.readline())['port']}"
+        drawn = [look_at(url, f"1-{config}", [256], 1024).prompts.draw(256) for config in "LT"]
+    assert drawn[0] != drawn[1]
+
+
 def test_a_server_that_dies_mid_run_ends_the_run_with_what_was_measured(tmp_path: Path):
     command = [
         sys.executable,
@@ -289,6 +398,8 @@ def test_a_free_run_against_the_real_server(server: str, tmp_path: Path):
         (["-u", "2", "-t", "soon"], "'soon' is not a time: write 30s, 5m or 1h30m"),
         (["--plan", "published", "--config", "X"], "invalid choice: 'X'"),
         (["-u", "1", "-t", "1s", "--config", "L"], "--config belongs to a plan"),
+        (["-u", "1", "-t", "1s", "-n", "5"], "-n/--waves belongs to a plan"),
+        (["--plan", "published", "--serve-timeout", "5s"], "--serve-timeout belongs to --serve"),
     ],
 )
 def test_bad_words_are_one_sentence_and_exit_code_2(tmp_path: Path, arguments: list[str], sentence: str):

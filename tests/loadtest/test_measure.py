@@ -115,7 +115,7 @@ def test_events_of_one_read_share_its_id_and_others_do_not(truth: Truth):
     assert buffered.complete
     assert len(buffered.events) == 8
     assert len({read for _, _, read in buffered.events}) == 1
-    (streamed,) = truth.measure(gap_s=0.02)
+    (streamed,) = truth.measure(gap_s=0.1)
     assert len({read for _, _, read in streamed.events}) == 8
 
 
@@ -213,3 +213,44 @@ def test_a_server_that_accepts_and_says_nothing_times_out():
 
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(TimedOut, match=r"0\.2 s"):
         whole(Target("127.0.0.1", listener.getsockname()[1]), timeout_s=0.2)
+
+
+def test_replies_that_only_announce_another_are_passed_over(raw_server: Any):
+    hints = b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\ncontent-length: 99\r\n\r\n"
+    reply = b"HTTP/1.1 100 Continue\r\n\r\n" + hints + b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+    with raw_server(reply) as target:
+        connection, seen = GeventConnection(target), Seen()
+        body = b"".join(read.data for read in connection.exchange(HttpRequest("GET", "/"), seen, 2, 2))
+        connection.close()
+    assert (seen.status, body, seen.headers) == (200, b"ok", {"content-length": "2"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "detail"),
+    [
+        (b"content-type: application/json", "the answer is application/json, not text/event-stream: boom"),
+        (b"content-type: text/event-stream\r\ncontent-encoding: gzip", "the answer is compressed (gzip)"),
+    ],
+)
+def test_a_200_that_is_no_readable_stream_says_what_it_is(raw_server: Any, headers: bytes, detail: str):
+    body = b'{"error":"boom"}'
+    reply = b"HTTP/1.1 200 OK\r\n" + headers + b"\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    with raw_server(reply) as target:
+        connection = GeventConnection(target)
+        order = Order("x", Cell(None, None, 1, 4, 8), "steady", "a", 0)
+        sample = measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, limits=SHORT)
+        connection.close()
+    assert sample.verdict is Verdict.ERROR_IN_STREAM
+    assert sample.detail is not None
+    assert detail in sample.detail
+
+
+def test_what_came_before_broken_framing_in_the_same_read_is_kept(raw_server: Any):
+    reply = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n"
+    with raw_server(reply) as target:
+        connection = GeventConnection(target)
+        stream = connection.exchange(HttpRequest("GET", "/"), Seen(), 2, 2)
+        assert next(iter(stream)).data == b"abc"
+        with pytest.raises(NotHttp):
+            next(iter(stream))
+        connection.close()
