@@ -1,4 +1,4 @@
-"""Waves are released together; a closed loop follows the test where its users are changed, and spares a dead endpoint."""
+"""Waves are released together; a closed loop follows a test that changes its users, and spares a dead endpoint."""
 
 from __future__ import annotations
 
@@ -24,9 +24,28 @@ def prompts() -> Prompts:
 
 
 def sample(status: int | None = 200, ended_ns: int = 50) -> Sample:
-    verdict = Verdict.COMPLETE if status == 200 else Verdict.CONNECTION
-    got = Got(8, 4, "server")
-    return Sample("r", "i", 0, 0, CELL, "steady", got, 0, None, 1, 2, 3, (), None, ended_ns, "user", "gevent", verdict, None, status)  # fmt: skip
+    return Sample(
+        run="r",
+        id="i",
+        process=0,
+        user=0,
+        cell=CELL,
+        phase="steady",
+        got=Got(8, 4, "server"),
+        scheduled_ns=0,
+        connect_ns=None,
+        started_ns=1,
+        sent_ns=2,
+        headers_ns=3,
+        events=(),
+        first_text_ns=None,
+        ended_ns=ended_ns,
+        clock="user",
+        transport="gevent",
+        verdict=Verdict.COMPLETE if status == 200 else Verdict.CONNECTION,
+        detail=None,
+        status=status,
+    )
 
 
 def test_a_wave_waits_for_its_users_is_released_at_one_instant_and_ends_with_its_last_sample():

@@ -1,4 +1,4 @@
-"""The reader of TGI's events takes what a stranger's server may send: only tokens are tokens, only numbers are counts."""
+"""The reader of TGI's events takes whatever a stranger sends: only tokens are tokens, only numbers are counts."""
 
 from __future__ import annotations
 
