@@ -6,7 +6,7 @@ Exit codes: 0 every request complete and the client fast enough; 1 measured, but
 
 from __future__ import annotations
 
-from loadtest.runner import Load, spawned  # isort: skip  (first: importing locust patches sockets)
+from loadtest.runner import Load, Running, spawned  # isort: skip  (first: importing locust patches sockets)
 
 import logging
 import signal
@@ -100,12 +100,14 @@ def measure_plan(options: Options, plan: Plan, recorder: Recorder) -> None:
                 progress.advance(STARTING)
                 dispatch = Waves(found.prompts, next_id)
                 load = _load(found, dispatch, options, recorder)
-                with spawned(load, config.concurrency):
+                with spawned(load, config.concurrency) as users:
                     for cell in plan.cells(config, found.description.slots):
-                        _measure_cell(cell, dispatch, options, recorder, progress)
+                        _measure_cell(cell, dispatch, users, options, recorder, progress)
 
 
-def _measure_cell(cell: Cell, dispatch: Waves, options: Options, recorder: Recorder, progress: Progress) -> None:
+def _measure_cell(
+    cell: Cell, dispatch: Waves, users: Running, options: Options, recorder: Recorder, progress: Progress
+) -> None:
     monitor = Monitor()
     hopeless = 0
     for phase, count in (("warmup", options.warmup_waves), ("steady", options.waves)):
@@ -115,6 +117,7 @@ def _measure_cell(cell: Cell, dispatch: Waves, options: Options, recorder: Recor
         for wave, samples in enumerate(dispatch.run(cell, phase, count), 1):
             progress.advance(effort(cell))
             progress.now(f"{cell.label} {phase} {min(wave + 1, count)}/{count}")
+            users.books.settle()
             hopeless = 0 if any(sample.complete for sample in samples) else hopeless + 1
             if hopeless == HOPELESS_WAVES:
                 raise GaveUp(f"{HOPELESS_WAVES} waves in a row without a complete request; the last: {_why(samples)}")
@@ -131,12 +134,12 @@ def measure_free(options: Options, recorder: Recorder) -> None:
         monitor = Monitor()
         with Progress(options.run_time_s) as progress:
             monitor.start()
-            with spawned(load, options.users, drain_s=options.limits.total_s) as environment:
+            with spawned(load, options.users, drain_s=options.limits.total_s) as users:
                 begun = now = time.monotonic()
                 while now < begun + options.run_time_s:
                     gevent.sleep(min(POLL_S, options.run_time_s))
-                    assert environment.runner is not None
-                    running = environment.runner.user_count
+                    assert users.environment.runner is not None
+                    running = users.environment.runner.user_count
                     progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
                     progress.advance(time.monotonic() - now)
                     now = time.monotonic()

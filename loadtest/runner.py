@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gevent
-from gevent.queue import Queue
+from gevent.queue import JoinableQueue
 from locust.env import Environment
 from locust.exception import StopUser
 from locust.util.timespan import parse_timespan
@@ -132,25 +132,30 @@ class Books:
     def __init__(self, environment: Environment, load: Load) -> None:
         self._environment = environment
         self._load = load
-        self._queue: Queue[Sample] = Queue()
+        self._queue: JoinableQueue[Sample] = JoinableQueue()
         self._greenlet = gevent.spawn(self._work)
 
     def enter(self, sample: Sample) -> None:
         self._queue.put(sample)
 
+    def settle(self) -> None:
+        """Wait until everything entered is kept: between two waves, so that none is released into this work."""
+        self._queue.join()
+
     def close(self) -> None:
-        """Wait until everything entered is kept."""
-        self._queue.put(StopIteration)
-        self._greenlet.join()
+        self.settle()
+        self._greenlet.kill()
 
     def _work(self) -> None:
         for sample in self._queue:
             try:
                 self._load.keep(sample)
+                gevent.sleep(0)
+                self._show(sample)
             except OSError as error:
                 self._load.fail(error)
-            gevent.sleep(0)
-            self._show(sample)
+            finally:
+                self._queue.task_done()
 
     def _show(self, sample: Sample) -> None:
         if sample.verdict is Verdict.CANCELLED:  # ended by the end of the test: no answer of the endpoint's
@@ -177,6 +182,14 @@ class Books:
                 gevent.sleep(0)
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Users at work."""
+
+    environment: Environment
+    books: Books
+
+
 def user_class(environment: Environment, load: Load) -> type[TokenUser]:
     """A TokenUser bound to a load; its books are open until `close`."""
     fields: dict[str, Any] = {
@@ -189,7 +202,7 @@ def user_class(environment: Environment, load: Load) -> type[TokenUser]:
 
 
 @contextmanager
-def spawned(load: Load, users: int, spawn_rate: float | None = None, drain_s: float = 0.0) -> Iterator[Environment]:
+def spawned(load: Load, users: int, spawn_rate: float | None = None, drain_s: float = 0.0) -> Iterator[Running]:
     """Run `users` users of a load through locust; on the way out they are stopped and every sample is kept.
 
     spawn_rate: users a second; None spawns all at once. drain_s: how long running requests may go on after the stop;
@@ -201,7 +214,7 @@ def spawned(load: Load, users: int, spawn_rate: float | None = None, drain_s: fl
     runner = environment.create_local_runner()
     runner.start(users, spawn_rate=spawn_rate or users)
     try:
-        yield environment
+        yield Running(environment, bound.books)
     except BaseException:
         environment.stop_timeout = 0  # what runs now is cancelled: nobody waits for a drain after Ctrl-C
         raise
