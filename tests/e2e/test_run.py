@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,30 @@ from tests.e2e.conftest import ROOT, SCHEDULE_SERVER, tokenclock
 
 pytestmark = pytest.mark.e2e
 
+PUBLISHED = (sys.executable, "-m", "loadtest", "run", "--plan", "published")
+
 
 def serve(**schedule: Any) -> str:
     """A --serve command: the schedule server."""
     settings = json.dumps({"first_s": 0.01, "gap_s": 0.0005, **schedule}).replace("{", "{{").replace("}", "}}")
     python, script, schedule = map(shlex.quote, (sys.executable, str(SCHEDULE_SERVER), settings))
     return f"{python} {script} --port {{port}} --schedule {schedule}"
+
+
+def free_run(
+    url: str, results: Path, users: str, time: str, input_tokens: str, new_tokens: str, *more: str
+) -> subprocess.CompletedProcess[str]:
+    tokens = ("--input-tokens", input_tokens, "--new-tokens", new_tokens)
+    return tokenclock("run", "--url", url, "-u", users, "-t", time, *tokens, "--results", str(results), *more)
+
+
+@contextmanager
+def schedule_server(**schedule: Any) -> Iterator[str]:
+    """The URL of a schedule server."""
+    command = [sys.executable, SCHEDULE_SERVER, "--schedule", json.dumps(schedule)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}"
 
 
 def samples_of(folder: Path) -> list[dict[str, Any]]:
@@ -130,18 +150,7 @@ def test_a_report_computed_again_is_the_same(published: Any):
 
 
 def test_ctrl_c_keeps_what_was_measured_and_leaves_no_process(tmp_path: Path):
-    command = [
-        sys.executable,
-        "-m",
-        "loadtest",
-        "run",
-        "--plan",
-        "published",
-        "--results",
-        str(tmp_path),
-        "--serve",
-        serve(gap_s=0.002),
-    ]
+    command = [*PUBLISHED, "--results", str(tmp_path), "--serve", serve(gap_s=0.002)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
     )
@@ -172,8 +181,8 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_process(tmp_path: Path):
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL], ids=["SIGHUP", "SIGKILL"])
 def test_no_server_outlives_the_run_that_started_it(tmp_path: Path, number: int):
-    command = [sys.executable, "-m", "loadtest", "run", "--plan", "published", "--results", str(tmp_path)]
-    process = subprocess.Popen([*command, "--serve", serve(gap_s=0.002)], stderr=subprocess.DEVNULL, cwd=ROOT)
+    command = [*PUBLISHED, "--results", str(tmp_path), "--serve", serve(gap_s=0.002)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=ROOT)
     deadline = time.monotonic() + 60
     while not any(path.read_text() for path in tmp_path.glob("*/samples.jsonl")):
         assert process.poll() is None
@@ -227,21 +236,7 @@ def test_ctrl_c_ends_a_free_run_at_once_and_a_second_one_changes_nothing(server:
 
 
 def test_prompts_that_are_used_up_end_the_run_with_a_sentence(server: str, tmp_path: Path):
-    done = tokenclock(
-        "run",
-        "--url",
-        server,
-        "-u",
-        "1",
-        "-t",
-        "60s",
-        "--input-tokens",
-        "2",
-        "--new-tokens",
-        "1",
-        "--results",
-        str(tmp_path),
-    )
+    done = free_run(server, tmp_path, "1", "60s", "2", "1")
     assert done.returncode == 1, done.stderr
     assert "the run can't go on: all prompts of 2 tokens have been used: ask for longer ones" in done.stderr
     assert "Traceback" not in done.stderr
@@ -269,30 +264,13 @@ def test_results_that_cannot_be_written_any_more_end_the_run_with_a_sentence(ser
 def test_the_two_configurations_of_a_run_have_prompts_of_their_own():
     from loadtest.site import look_at
 
-    with subprocess.Popen(
-        [sys.executable, SCHEDULE_SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as truth:
-        assert truth.stdout is not None
-        url = f"http://127.0.0.1:{json.loads(truth.stdout.readline())['port']}"
+    with schedule_server() as url:
         drawn = [look_at(url, f"1-{config}", [256], 1024).prompts.draw(256) for config in "LT"]
     assert drawn[0] != drawn[1]
 
 
 def test_a_server_that_dies_mid_run_ends_the_run_with_what_was_measured(tmp_path: Path):
-    command = [
-        sys.executable,
-        "-m",
-        "loadtest",
-        "run",
-        "--plan",
-        "published",
-        "--config",
-        "T",
-        "--results",
-        str(tmp_path),
-        "--serve",
-        serve(),
-    ]
+    command = [*PUBLISHED, "--config", "T", "--results", str(tmp_path), "--serve", serve()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     deadline = time.monotonic() + 60
     while sum(len(path.read_text().splitlines()) for path in tmp_path.glob("*/samples.jsonl")) < 60:
@@ -323,31 +301,9 @@ def test_a_server_that_dies_mid_run_ends_the_run_with_what_was_measured(tmp_path
     ],
 )
 def test_requests_that_are_not_complete_fail_the_run_unless_allowed(tmp_path: Path, fault: str, verdict: str):
-    with subprocess.Popen(
-        [sys.executable, SCHEDULE_SERVER, "--schedule", json.dumps({"fault": fault})],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdout is not None
-        url = f"http://127.0.0.1:{json.loads(server.stdout.readline())['port']}"
-        free = (
-            "run",
-            "--url",
-            url,
-            "-u",
-            "2",
-            "-t",
-            "1s",
-            "--input-tokens",
-            "8",
-            "--new-tokens",
-            "8",
-            "--results",
-            str(tmp_path),
-        )
-        failed = tokenclock(*free)
-        allowed = tokenclock(*free, "--allow", verdict)
+    with schedule_server(fault=fault) as url:
+        failed = free_run(url, tmp_path, "2", "1s", "8", "8")
+        allowed = free_run(url, tmp_path, "2", "1s", "8", "8", "--allow", verdict)
     assert failed.returncode == 1
     assert re.search(rf"not complete: \d+ {verdict}", failed.stderr)
     assert allowed.returncode == 0 or "the client was the bottleneck" in allowed.stderr
@@ -355,21 +311,7 @@ def test_requests_that_are_not_complete_fail_the_run_unless_allowed(tmp_path: Pa
 
 
 def test_a_free_run_against_the_real_server(server: str, tmp_path: Path):
-    done = tokenclock(
-        "run",
-        "--url",
-        server,
-        "-u",
-        "3",
-        "-t",
-        "3s",
-        "--input-tokens",
-        "40",
-        "--new-tokens",
-        "30",
-        "--results",
-        str(tmp_path),
-    )
+    done = free_run(server, tmp_path, "3", "3s", "40", "30")
     folder = only_folder(tmp_path)
     samples = samples_of(folder)
     assert done.returncode == 0 or "the client was the bottleneck" in done.stderr, done.stderr
@@ -438,21 +380,7 @@ def test_an_endpoint_that_cannot_be_measured_is_one_sentence_and_exit_code_2(
 
 
 def test_cells_longer_than_the_endpoint_takes_are_refused_before_anything_is_measured(server: str, tmp_path: Path):
-    done = tokenclock(
-        "run",
-        "--url",
-        server,
-        "-u",
-        "1",
-        "-t",
-        "1s",
-        "--input-tokens",
-        "2000",
-        "--new-tokens",
-        "100",
-        "--results",
-        str(tmp_path),
-    )
+    done = free_run(server, tmp_path, "1", "1s", "2000", "100")
     assert done.returncode == 2
     assert "takes at most 2048 tokens, prompt and new ones together; this run needs 2100" in done.stderr
 
