@@ -51,19 +51,15 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def report(asked: argparse.Namespace) -> int:
-    import json
-
-    from loadtest.report import tables, write
+    from loadtest.report import show
     from loadtest.report.charts import ChartsError
 
     try:
-        written = write(asked.folder)
+        show(asked.folder)
     except ChartsError as error:
         return fail(str(error))
     except (OSError, ValueError, KeyError, TypeError) as error:
         return fail(f"{asked.folder} can't be reported: {error!r}; it needs samples.jsonl and run.json of a run")
-    print(tables(json.loads((asked.folder / "summary.json").read_text(encoding="utf-8"))))
-    print(f"\nreport: {written}")
     return 0
 
 

@@ -23,7 +23,7 @@ from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest.dispatch import ClosedLoop, ids
-from loadtest.endpoints.base import EndpointError, parse_url
+from loadtest.endpoints.base import EndpointError
 from loadtest.measure import Limits
 from loadtest.monitor import Monitor
 from loadtest.plan import Cell
@@ -74,7 +74,7 @@ class Test:
         dispatch = ClosedLoop(
             self.cell, found.prompts, ids(run, process), lambda: (runner.user_count, runner.target_user_count)
         )
-        self.load = Load(parse_url(found.url), found.endpoint, dispatch, run, process, Limits(), self.keep, self.fail)
+        self.load = Load(found.target, found.endpoint, dispatch, run, process, Limits(), self.keep, self.fail)
         self._environment = environment
         self.books = Books(environment, self.load)
         self.monitor = Monitor()

@@ -20,14 +20,15 @@ from typing import Any
 
 import gevent
 
-from loadtest.dispatch import ClosedLoop, Waves, ids
-from loadtest.endpoints.base import EndpointError, parse_url
+from loadtest.dispatch import ClosedLoop, Dispatch, Waves, ids
+from loadtest.endpoints.base import EndpointError
 from loadtest.measure import Limits
 from loadtest.monitor import Monitor
 from loadtest.plan import Cell, Config, Plan
 from loadtest.progress import STARTING, Progress, effort
 from loadtest.prompts import PromptError
 from loadtest.record import Recorder
+from loadtest.report import show
 from loadtest.sample import Sample
 from loadtest.served import served
 from loadtest.site import Site, look_at
@@ -41,7 +42,7 @@ class Interrupted(BaseException):
 
 
 class GaveUp(Exception):
-    """The endpoint no longer answers; the message says what it did instead."""
+    """The run can't go on: the endpoint no longer answers, or a user failed; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +56,14 @@ class Options:
     seed: int
     limits: Limits
     allow: frozenset[str]
-    plan: Plan | None = None
-    configs: tuple[Config, ...] = ()
-    waves: int = 10
-    warmup_waves: int = 1
-    users: int = 1
-    run_time_s: float = 60.0
-    input_tokens: int = 256
-    new_tokens: int = 256
+    plan: Plan | None
+    configs: tuple[Config, ...]
+    waves: int
+    warmup_waves: int
+    users: int
+    run_time_s: float
+    input_tokens: int
+    new_tokens: int
 
 
 @contextmanager
@@ -147,7 +148,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
             recorder.client(None, options.users, options.input_tokens, options.new_tokens, monitor.stop())
 
 
-def _load(found: Site, dispatch: Any, options: Options, recorder: Recorder) -> Load:
+def _load(found: Site, dispatch: Dispatch, options: Options, recorder: Recorder) -> Load:
     work = gevent.getcurrent()
 
     def fail(error: Exception) -> None:
@@ -155,7 +156,7 @@ def _load(found: Site, dispatch: Any, options: Options, recorder: Recorder) -> L
             logging.getLogger(__name__).error("a user failed", exc_info=error)
         work.kill(GaveUp(f"the run can't go on: {error}"), block=False)
 
-    return Load(parse_url(found.url), found.endpoint, dispatch, recorder.run, 0, options.limits, recorder.add, fail)
+    return Load(found.target, found.endpoint, dispatch, recorder.run, 0, options.limits, recorder.add, fail)
 
 
 def _why(samples: list[Sample]) -> str:
@@ -200,14 +201,7 @@ def run(options: Options, echo: dict[str, Any]) -> int:
 
 
 def _report(recorder: Recorder, options: Options, problem: BaseException | None) -> int:
-    import json
-
-    from loadtest.report import tables, write
-
-    report = write(recorder.folder)
-    summary = json.loads((recorder.folder / "summary.json").read_text(encoding="utf-8"))
-    print(tables(summary))
-    print(f"\nreport: {report}")
+    summary = show(recorder.folder)
     if isinstance(problem, Interrupted):
         return 130
     bad = {

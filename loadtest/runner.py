@@ -20,7 +20,6 @@ import gevent
 from gevent.queue import JoinableQueue
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.util.timespan import parse_timespan
 
 from loadtest.dispatch import Dispatch, drained
 from loadtest.endpoints.base import Endpoint
@@ -30,8 +29,6 @@ from loadtest.stats import itl_s, latency_s, ttft_s
 from loadtest.transport.base import Connection, Target, TransportError, monotonic_ns
 from loadtest.transport.gevent_socket import GeventConnection
 from loadtest.verdict import Verdict
-
-__all__ = ["Load", "TokenUser", "parse_timespan", "spawned", "user_class"]
 
 GAPS_AT_ONCE = 32  # rows of locust's table that are filled before streams get a turn
 LONGEST_CONNECT_S = 10.0
@@ -78,13 +75,9 @@ class TokenUser(User):
     connection: Connection | None = None
 
     def on_start(self) -> None:
-        """Open the connection before any clock starts; a failure here shows in the first request's verdict."""
-        if self.load is None:
-            return
-        self.number = next(self.numbers)
-        self.connection = GeventConnection(self.load.target)
-        with suppress(TransportError):
-            self.connection.ready(LONGEST_CONNECT_S)
+        if self.load is not None:
+            self.number = next(self.numbers)
+            self.connection = GeventConnection(self.load.target)
 
     def on_stop(self) -> None:
         if self.connection is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from loadtest.endpoints.base import Description, EndpointError, parse_url
 from loadtest.endpoints.tgi import TgiEndpoint
 from loadtest.prompts import PromptError, Prompts, probe_text, word_lengths
-from loadtest.transport.base import TransportError
+from loadtest.transport.base import Target, TransportError
 from loadtest.transport.gevent_socket import GeventConnection
 
 
@@ -17,6 +17,7 @@ class Site:
     """An endpoint that has been looked at and can be measured."""
 
     url: str
+    target: Target
     endpoint: TgiEndpoint
     description: Description
     prompts: Prompts
@@ -51,4 +52,4 @@ def look_at(url: str, seed: str, lengths: Iterable[int], total_tokens: int) -> S
         raise EndpointError(str(error)) from error
     finally:
         connection.close()
-    return Site(url, endpoint, description, prompts)
+    return Site(url, target, endpoint, description, prompts)

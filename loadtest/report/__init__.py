@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from loadtest.report import charts, markdown
 from loadtest.report.text import tables
 from loadtest.sample import read_samples
 from loadtest.summary import summarise
 
-__all__ = ["tables", "write"]
+__all__ = ["show", "tables", "write"]
 
 
 def write(folder: Path) -> Path:
@@ -29,3 +30,12 @@ def write(folder: Path) -> Path:
     report = folder / "report.md"
     report.write_text(markdown.render(summary, run, [picture.name for picture in pictures]), encoding="utf-8")
     return report
+
+
+def show(folder: Path) -> dict[str, Any]:
+    """Write the report and print its tables and its path; returns the content of summary.json. Raises: as `write`."""
+    report = write(folder)
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    print(tables(summary))
+    print(f"\nreport: {report}")
+    return summary

@@ -123,9 +123,8 @@ class GeventConnection:
                 if broken is not None:
                     raise broken
         finally:
-            if (
-                not response.keeps_alive
-            ):  # an exchange that was left early leaves bytes on the wire: the next one needs a fresh one
+            # An exchange that was left early leaves bytes on the wire: the next one needs a fresh connection.
+            if not response.keeps_alive:
                 self.close()
 
     def _open(self, timeout_s: float) -> socket.socket:

@@ -44,24 +44,17 @@ def sampling_of(asked: Parameters, limits: Limits) -> Sampling:
             f"`{name}` is not supported by this server: leave it out. Given: {reprlib.repr(value)}",
         )
     t, p, k, r = asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty
-    refuse_unless(
-        t is None or t > 0,
-        f"`temperature` must be strictly positive. Given: {t}; for greedy decoding leave it out",
-    )
-    refuse_unless(
-        t is None or TEMPERATURES[0] <= t <= TEMPERATURES[1],
-        f"`temperature` must be from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}, or logits overflow. Given: {t}",
-    )
+    for name, value, (least, most), hint in (
+        ("temperature", t, TEMPERATURES, "for greedy decoding leave it out"),
+        ("repetition_penalty", r, PENALTIES, "1.0 is no penalty"),
+    ):
+        refuse_unless(value is None or value > 0, f"`{name}` must be strictly positive. Given: {value}; {hint}")
+        refuse_unless(
+            value is None or least <= value <= most,
+            f"`{name}` must be from {least:g} to {most:g}, or logits overflow. Given: {value}",
+        )
     refuse_unless(p is None or 0 < p < 1, f"`top_p` must be > 0.0 and < 1.0. Given: {p}; to switch it off leave it out")
     refuse_unless(k is None or k > 0, f"`top_k` must be strictly positive. Given: {k}; to switch it off leave it out")
-    refuse_unless(
-        r is None or r > 0,
-        f"`repetition_penalty` must be strictly positive. Given: {r}; 1.0 is no penalty",
-    )
-    refuse_unless(
-        r is None or PENALTIES[0] <= r <= PENALTIES[1],
-        f"`repetition_penalty` must be from {PENALTIES[0]:g} to {PENALTIES[1]:g}, or logits overflow. Given: {r}",
-    )
     refuse_unless(
         asked.max_new_tokens is None or asked.max_new_tokens > 0,
         f"`max_new_tokens` must be strictly positive. Given: {asked.max_new_tokens}",

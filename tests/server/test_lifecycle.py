@@ -50,6 +50,16 @@ def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         running.stderr.close()
 
 
+@contextmanager
+def long_stream(client: httpx.Client) -> Iterator[Iterator[str]]:
+    """The lines of a stream of 2,000 tokens, of which the first has arrived."""
+    body = {"inputs": "a", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}}
+    with client.stream("POST", "/generate_stream", json=body) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        yield lines
+
+
 def wait_until_ready(client: httpx.Client) -> set[int]:
     """The statuses that /health answered until it was 200."""
     seen = set()
@@ -114,10 +124,7 @@ def test_requests_longer_than_the_grace_time_end_with_an_error_event(demo_folder
         httpx.Client(base_url=url, timeout=30) as client,
     ):
         wait_until_ready(client)
-        body = {"inputs": "a", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}}
-        with client.stream("POST", "/generate_stream", json=body) as reply:
-            lines = reply.iter_lines()
-            next(lines)
+        with long_stream(client) as lines:
             running.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line.startswith("data:")]
         assert 0 < len(rest) < 1999
@@ -264,10 +271,7 @@ def test_a_second_signal_cuts_running_requests_with_an_error_and_still_ends_in_o
         httpx.Client(base_url=url, timeout=30) as client,
     ):
         wait_until_ready(client)
-        body = {"inputs": "a", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}}
-        with client.stream("POST", "/generate_stream", json=body) as reply:
-            lines = reply.iter_lines()
-            next(lines)
+        with long_stream(client) as lines:
             running.send_signal(signal.SIGINT)
             time.sleep(0.3)  # two signals at the same instant are one to the kernel
             running.send_signal(signal.SIGINT)
