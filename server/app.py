@@ -6,12 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import __version__
-from server.api import ops, refusals, tgi
+from server.api import ops, refusals, sagemaker
+from server.api.body import components
+from server.api.openai import routes as openai
+from server.api.openai.schemas import ChatRequest, CompletionRequest
+from server.api.tgi import routes as tgi
+from server.api.tgi.schemas import CompatGenerateRequest, GenerateRequest
 from server.backends.base import Backend
 from server.model import locate
 from server.service import Service
@@ -56,9 +64,30 @@ def create_app(settings: Settings, loader: Callable[[Settings], tuple[Backend, T
 
     app = FastAPI(title="tokenclock", version=__version__, lifespan=lifespan)
     app.state.service = service
-    app.include_router(tgi.router)
-    app.include_router(ops.router)
-
-    refusals.install(app, service.metrics)
+    for room in (tgi, openai, sagemaker, ops):
+        app.include_router(room.router)
+    describe(app)
+    refusals.install(app)
+    # As TGI: pages of any origin may ask, and read what our own headers say.
+    app.add_middleware(
+        CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=["*"]
+    )
     app.add_middleware(Arrival)
     return app
+
+
+def describe(app: FastAPI) -> None:
+    """Let the OpenAPI description know the bodies that FastAPI doesn't read; TGI's address of it is an alias."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            told = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            schemas = told["components"]["schemas"]
+            read = (GenerateRequest, CompatGenerateRequest, ChatRequest, CompletionRequest)
+            for name, schema in components(*read).items():
+                schemas.setdefault(name, schema)
+            app.openapi_schema = told
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    app.add_api_route("/api-doc/openapi.json", lambda: openapi(), include_in_schema=False)

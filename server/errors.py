@@ -3,18 +3,25 @@
     ServerError
     ├── SettingsError        a setting or a model that cannot be served: printed, exit code 2
     │   └── ModelError       the model folder is missing, broken, or of the wrong kind
-    └── RequestError         ends one request; `STATUS` says with which status and error_type
+    └── RequestError         ends one request; `TOLD` says with which status and words
         ├── ValidationError  the request cannot be served as it stands
+        ├── TemplateError    the model's chat template cannot write the messages
         ├── MalformedBody    the body is not JSON
+        ├── TooLarge         the body is longer than the server reads
+        ├── NotJson          the body says that it is something else
+        ├── NotServed        another model than the one that is served
         ├── Overloaded       too many requests are waiting
         ├── Unavailable      loading, draining, or broken for good
         └── GenerationError  the backend failed while the request ran
 
-`error_type` is text-generation-inference's word, which its clients switch on.
-Source: huggingface/text-generation-inference, router/src/infer/mod.rs and server.rs (3.3.6-dev0).
+TGI's clients switch on `error_type`, OpenAI's on the status and `type`.
+Source: huggingface/text-generation-inference, router/src/infer/mod.rs and server.rs (3.3.6-dev0); OpenAI's API
+reference, error codes.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 
 class ServerError(Exception):
@@ -30,15 +37,35 @@ class ModelError(SettingsError):
 
 
 class RequestError(ServerError):
-    """Ends one request; nothing else is lost."""
+    """Ends one request; nothing else is lost. `param` is the parameter to blame, where there is one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class ValidationError(RequestError):
     """The request asks for what cannot be done."""
 
 
+class TemplateError(RequestError):
+    """The conversation cannot be written as a prompt."""
+
+
 class MalformedBody(RequestError):
     """The body is not JSON."""
+
+
+class TooLarge(RequestError):
+    """The body is longer than the server reads."""
+
+
+class NotJson(RequestError):
+    """The body is not sent as application/json."""
+
+
+class NotServed(RequestError):
+    """The model that is asked for is not here."""
 
 
 class Overloaded(RequestError):
@@ -53,11 +80,24 @@ class GenerationError(RequestError):
     """The backend failed."""
 
 
-#: error -> (HTTP status, error_type)
-STATUS: dict[type[RequestError], tuple[int, str]] = {
-    ValidationError: (422, "validation"),
-    MalformedBody: (400, "validation"),
-    Overloaded: (429, "overloaded"),
-    Unavailable: (503, "healthcheck"),
-    GenerationError: (424, "generation"),
+class Told(NamedTuple):
+    """What a client hears: TGI's status and `error_type`; OpenAI's status, `type` and `code`."""
+
+    status: int
+    error_type: str
+    openai_status: int
+    openai_type: str
+    openai_code: str | None = None
+
+
+TOLD: dict[type[RequestError], Told] = {
+    ValidationError: Told(422, "validation", 400, "invalid_request_error"),
+    TemplateError: Told(422, "template_error", 400, "invalid_request_error"),
+    MalformedBody: Told(400, "validation", 400, "invalid_request_error"),
+    TooLarge: Told(413, "validation", 413, "invalid_request_error"),
+    NotJson: Told(415, "validation", 415, "invalid_request_error"),
+    NotServed: Told(404, "validation", 404, "invalid_request_error", "model_not_found"),
+    Overloaded: Told(429, "overloaded", 429, "rate_limit_error", "overloaded"),
+    Unavailable: Told(503, "healthcheck", 503, "server_error", "unavailable"),
+    GenerationError: Told(424, "generation", 424, "server_error", "generation"),
 }

@@ -107,12 +107,13 @@ class Metrics:
     def render(self) -> bytes:
         return generate_latest(self.registry)
 
-    # The HTTP side counts what never reached the engine.
+    # The HTTP side counts a text once: when it goes to the engine, or when it is refused before that.
 
-    def received(self) -> None:
-        self.requests.inc()
+    def received(self, texts: int) -> None:
+        self.requests.inc(texts)
 
     def refused(self, error_type: str) -> None:
+        self.requests.inc()
         self.failed.labels(error_type).inc()
 
     # server.engine.engine.Observer
@@ -131,7 +132,7 @@ class Metrics:
         if since_previous_s is not None:
             self.inter_token.observe(since_previous_s)
         elif request.first_token_s is not None and request.prefill_started_s is not None:
-            self.prompt_tokens.inc(len(request.token_ids))
+            self.prompt_tokens.inc(len(request.task.token_ids))
             self.first_token.observe(request.first_token_s - request.arrived_s)
             self.queue_time.observe(request.prefill_started_s - request.arrived_s)
 

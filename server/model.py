@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from server.errors import ModelError
+
+SAGEMAKER_FOLDER = Path("/opt/ml/model")  # where SageMaker unpacks a model's archive
+
+
+def container_model() -> str | None:
+    """The model that a container was started for: `HF_MODEL_ID`, or what SageMaker has unpacked. None: neither.
+
+    Source: the environment of Hugging Face's inference containers; SageMaker's contract for hosting containers.
+    """
+    if named := os.environ.get("HF_MODEL_ID"):
+        return named
+    return str(SAGEMAKER_FOLDER) if (SAGEMAKER_FOLDER / "config.json").is_file() else None
 
 
 def locate(model: str) -> str:

@@ -11,14 +11,15 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from enum import StrEnum
 from types import TracebackType
 from typing import TypeVar
 
-from server.backends.base import Backend, Sampling
+from server.backends.base import Backend
 from server.engine.engine import Batch, Engine
-from server.engine.request import Delivery, Failure, Request, Token
+from server.engine.request import Delivery, Failure, Request, Task, Token
 from server.errors import Overloaded, Unavailable
 from server.metrics import Metrics
 from server.settings import Settings
@@ -40,25 +41,37 @@ class Phase(StrEnum):
 
 
 class Stream:
-    """The tokens of one request, in order. Leaving it early cancels the request and frees its slot."""
+    """The tokens of one caller's texts, as they come. Leaving it early cancels what still runs and frees the slots."""
 
-    def __init__(self, service: Service, engine: Engine, request: Request, mailbox: asyncio.Queue[Delivery]) -> None:
-        self.request = request
+    def __init__(self, service: Service, engine: Engine, request_id: str, tasks: Sequence[Task], arrived_s: float):
+        self.request_id = request_id
         self.tokenizer = engine.tokenizer
         self._engine = engine
         self._service = service
-        self._mailbox = mailbox
-        self._ended = False
+        self._mailbox: asyncio.Queue[tuple[int, Delivery]] = asyncio.Queue()
+        ids = [request_id] if len(tasks) == 1 else [f"{request_id}-{index}" for index in range(len(tasks))]
+        self.requests = tuple(
+            Request(of_text, task, self._slot_of(index), arrived_s)
+            for index, (of_text, task) in enumerate(zip(ids, tasks, strict=True))
+        )
+        self._running = set(self.requests)
 
-    async def __aiter__(self) -> AsyncIterator[Token]:
-        """Raises: GenerationError where the backend failed."""
-        while not self._ended:
-            delivery = await self._mailbox.get()
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Token]]:
+        """(which text, its next token).
+
+        Raises: GenerationError where the backend failed, Unavailable where the server was stopped.
+        """
+        while self._running:
+            index, delivery = await self._mailbox.get()
             if isinstance(delivery, Failure):
-                self._ended = True
+                self._running.discard(self.requests[index])
                 raise delivery.error
-            self._ended = delivery.finish is not None
-            yield delivery
+            if delivery.finish is not None:
+                self._running.discard(self.requests[index])
+            yield index, delivery
+
+    def _slot_of(self, index: int) -> Callable[[Delivery], None]:
+        return lambda delivery: self._mailbox.put_nowait((index, delivery))
 
     def __enter__(self) -> Stream:
         return self
@@ -66,9 +79,8 @@ class Stream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._ended:
-            self._ended = True
-            self._engine.cancel(self.request)
+        while self._running:
+            self._engine.cancel(self._running.pop())
         self._service.close(self)
 
 
@@ -80,7 +92,8 @@ class Service:
         self.phase = Phase.LOADING
         self.failure: Exception | None = None  # why FAILED or BROKEN
         self.engine: Engine | None = None  # until the model is loaded
-        self.model_name = settings.model or "demo"
+        self.model_name = settings.served_model_name or settings.model or "demo"
+        self.started_s = int(time.time())  # Unix seconds
         self._load = load
         self._open: set[Stream] = set()
 
@@ -145,27 +158,24 @@ class Service:
             case _:
                 raise Unavailable("unhealthy")
 
-    def open(
-        self,
-        request_id: str,
-        token_ids: tuple[int, ...],
-        max_new_tokens: int,
-        sampling: Sampling,
-        stop: tuple[str, ...],
-        arrived_s: float,
-    ) -> Stream:
-        """Queue a request that has been validated.
+    def open(self, request_id: str, tasks: Sequence[Task], arrived_s: float) -> Stream:
+        """Queue the texts of one caller, all of them or none.
 
-        Raises: Overloaded where as many requests as the server takes are in it; Unavailable.
+        Raises: Overloaded where that would be more than the server takes; Unavailable.
         """
         engine = self.require_ready()
-        if len(self._open) >= self.settings.max_concurrent_requests:
-            raise Overloaded("Model is overloaded")
-        mailbox: asyncio.Queue[Delivery] = asyncio.Queue()
-        request = Request(request_id, token_ids, max_new_tokens, sampling, stop, mailbox.put_nowait, arrived_s)
-        stream = Stream(self, engine, request, mailbox)
+        most = self.settings.max_concurrent_requests
+        there = sum(len(stream.requests) for stream in self._open)
+        if there + len(tasks) > most:
+            raise Overloaded(
+                f"Model is overloaded: {there} of at most {most} texts are running or waiting, and {len(tasks)} more "
+                f"were asked for; try again later"
+            )
+        stream = Stream(self, engine, request_id, tasks, arrived_s)
         self._open.add(stream)
-        engine.submit(request)
+        self.metrics.received(len(tasks))
+        for request in stream.requests:
+            engine.submit(request)
         return stream
 
     def close(self, stream: Stream) -> None:

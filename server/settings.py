@@ -12,10 +12,11 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from server.errors import SettingsError
+from server.model import container_model
 
 
 class Settings(BaseSettings):
-    """Serve a model over HTTP: /generate, /generate_stream, /tokenize, /info, /health, /metrics."""
+    """Serve a model over HTTP, in the protocols of TGI, OpenAI and SageMaker."""
 
     model_config = SettingsConfigDict(
         env_prefix="TOKENCLOCK_",
@@ -28,12 +29,21 @@ class Settings(BaseSettings):
     )
 
     model: str | None = Field(
-        default=None, min_length=1, description="model folder or hub id; without it, the demonstration model"
+        default_factory=container_model,
+        min_length=1,
+        description="model folder or hub id; without it, HF_MODEL_ID, then /opt/ml/model, then the demonstration model",
+    )
+    served_model_name: str | None = Field(
+        default=None, min_length=1, description="the name that clients see; without it, --model as it stands"
     )
     backend: Literal["cpu"] = Field(default="cpu", description="what runs the model")
     slots: Annotated[int, Field(ge=1, le=1024, description="requests decoded together")] = 4
     max_total_tokens: Annotated[int, Field(ge=4, description="prompt and new tokens of one request")] = 2048
-    max_concurrent_requests: Annotated[int, Field(ge=1, description="running and waiting; one more gets 429")] = 128
+    max_concurrent_requests: Annotated[int, Field(ge=1, description="texts running and waiting; one more gets 429")] = (
+        128
+    )
+    max_client_batch_size: Annotated[int, Field(ge=1, description="texts of one request: prompts times n")] = 32
+    payload_limit: Annotated[int, Field(ge=1, description="bytes of a body; more gets 413")] = 2_000_000
     threads: Annotated[int | None, Field(ge=1, description="torch threads; without it, torch decides")] = None
     host: str = Field(default="127.0.0.1", description="address to bind")
     port: Annotated[int, Field(ge=0, le=65535, description="port to bind; 0 takes a free one")] = 8080
@@ -48,6 +58,7 @@ class Settings(BaseSettings):
                 f"max_concurrent_requests {self.max_concurrent_requests} is below slots {self.slots}, so slots would "
                 f"stay empty: raise it to at least {self.slots}"
             )
+        self.max_client_batch_size = min(self.max_client_batch_size, self.max_concurrent_requests)
         return self
 
 

@@ -5,13 +5,21 @@ Loaded by transformers (tokenizer files, chat template, generation config), work
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.errors import ModelError
+from server.errors import ModelError, TemplateError
 
 LONGEST_REASON = 300
+#: GPT-2's spelling of bytes: printable ones stand for themselves, the others follow from U+0100 on.
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_OF = {chr(byte): byte for byte in PRINTABLE} | {
+    chr(0x100 + place): byte for place, byte in enumerate(byte for byte in range(256) if byte not in PRINTABLE)
+}
+SPACE = "\u2581"  # SentencePiece's
+BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +35,13 @@ class Piece:
 class Tokenizer:
     def __init__(self, tokenizer: Any, eos_token_ids: Sequence[int]) -> None:
         """`tokenizer` is a transformers fast tokenizer."""
+        self._whole = tokenizer
         self.fast = tokenizer.backend_tokenizer
         self.fast.no_truncation()  # a tokenizer.json may bring both; a prompt must be neither cut nor filled up
         self.fast.no_padding()
         self.eos_token_ids = frozenset(eos_token_ids)
         self.special_ids = frozenset(tokenizer.all_special_ids)
+        self._spells_bytes = "ByteLevel" in str(self.fast.decoder)
 
     @classmethod
     def load(cls, model: str) -> Tokenizer:
@@ -48,20 +58,43 @@ class Tokenizer:
             raise ModelError(f"{model} has only a slow tokenizer; save it with a tokenizer.json beside the weights")
         return cls(tokenizer, end_tokens(generation_config(model), tokenizer.eos_token_id))
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids with the special tokens the model wants around a text (BOS, usually)."""
-        return list(self._encoding(text).ids)
+    def encode(self, text: str, templated: bool = False) -> list[int]:
+        """Token ids, with the special tokens that the model wants around a text (BOS, usually) unless it is
+        `templated`: a chat template writes them itself.
+        """
+        return list(self._encoding(text, templated).ids)
 
-    def pieces(self, text: str) -> list[Piece]:
+    def pieces(self, text: str, templated: bool = False) -> list[Piece]:
         """The same tokens with the characters each one covers."""
-        encoding = self._encoding(text)
+        encoding = self._encoding(text, templated)
         return [
             Piece(token_id, text[start:stop], start, stop)
             for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
 
-    def _encoding(self, text: str) -> Any:
-        return self.fast.encode_batch([text])[0]  # `encode` would hold the interpreter's lock for as long as it takes
+    def _encoding(self, text: str, templated: bool) -> Any:
+        # `encode` would hold the interpreter's lock for as long as it takes
+        return self.fast.encode_batch([text], add_special_tokens=not templated)[0]
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A conversation as the model's chat template writes it. An assistant's message at its end is carried on.
+
+        Raises: TemplateError where the model has no template, or its template refuses the messages.
+        """
+        if not self._whole.chat_template:
+            raise TemplateError("the model has no chat template: send a prompt to /v1/completions or /generate instead")
+        goes_on = messages[-1]["role"] == "assistant"
+        try:
+            return str(
+                self._whole.apply_chat_template(
+                    list(messages),
+                    tokenize=False,
+                    add_generation_prompt=not goes_on,
+                    continue_final_message=goes_on,
+                )
+            )
+        except Exception as error:  # a template may raise what it likes
+            raise TemplateError(f"the chat template refuses the messages: {first_line(error)}") from error
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self.fast.decode(list(token_ids), skip_special_tokens=True))
@@ -69,6 +102,23 @@ class Tokenizer:
     def token(self, token_id: int) -> str:
         """A token by its own name, as special tokens are shown."""
         return self.fast.id_to_token(token_id) or ""
+
+    def text(self, token_id: int) -> str:
+        """A token read on its own; U+FFFD where it is only a part of a character."""
+        return self.utf8(token_id).decode("utf-8", "replace")
+
+    def utf8(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, which may be a part of a character. A special one stands for its name."""
+        name = self.token(token_id)
+        if token_id in self.special_ids:
+            return name.encode()
+        if fallback := BYTE_FALLBACK.fullmatch(name):
+            return bytes([int(fallback[1], 16)])
+        if self._spells_bytes and all(character in BYTE_OF for character in name):
+            return bytes(BYTE_OF[character] for character in name)
+        if SPACE in name:  # a decoder would take it from the beginning of a text
+            return name.replace(SPACE, " ").encode()
+        return self.decode([token_id]).encode()
 
 
 def generation_config(model: str) -> Any:

@@ -1,20 +1,26 @@
-"""The routes for those who run the server: /health, /info, /metrics."""
+"""The routes for those who run the server: /health (and / as TGI has it), /info, /metrics."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 
 from server import __version__
-from server.api.schemas import ErrorBody
-from server.api.tgi import Served
+from server.api.replies import json_reply
+from server.api.served import Served
+from server.api.tgi.schemas import ErrorBody
 from server.api.validation import MAX_STOP_SEQUENCES
 
 router = APIRouter(tags=["operations"])
+UNHEALTHY: dict[int | str, dict[str, Any]] = {
+    503: {"model": ErrorBody, "content": {"application/json": {}}},
+}
 
 
-@router.get("/health", responses={503: {"model": ErrorBody}})
+@router.get("/", responses=UNHEALTHY, response_class=Response, operation_id="health_at_the_root")
+@router.get("/health", responses=UNHEALTHY, response_class=Response)
 async def health(service: Served) -> Response:
     """200 when requests are taken; 503 while the model loads, during shutdown, and for good after a backend failure."""
     service.require_ready()
@@ -22,21 +28,21 @@ async def health(service: Served) -> Response:
 
 
 @router.get("/info")
-async def info(service: Served) -> dict[str, Any]:
+async def info(service: Served) -> Response:
     """TGI's description of the model and its limits, and every setting of this server."""
     settings = service.settings
     limits = service.engine.backend.limits if service.engine else None
-    return {
+    told: dict[str, Any] = {
         "model_id": service.model_name,
         "model_sha": None,
         "model_pipeline_tag": "text-generation",
         "max_concurrent_requests": settings.max_concurrent_requests,
-        "max_best_of": 1,
+        "max_best_of": settings.max_client_batch_size if limits and limits.tells_scores else 1,
         "max_stop_sequences": MAX_STOP_SEQUENCES,
         "max_input_tokens": limits.max_input_tokens if limits else settings.max_total_tokens - 1,
         "max_total_tokens": limits.max_total_tokens if limits else settings.max_total_tokens,
         "validation_workers": 1,
-        "max_client_batch_size": 1,
+        "max_client_batch_size": settings.max_client_batch_size,
         "router": "tokenclock",
         "version": __version__,
         "sha": None,
@@ -47,9 +53,10 @@ async def info(service: Served) -> dict[str, Any]:
         "sampling": sorted(limits.sampling) if limits else [],
         "settings": settings.model_dump(),
     }
+    return json_reply(told)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: Served) -> Response:
     """Prometheus text format."""
     return Response(service.metrics.render(), media_type=service.metrics.content_type)

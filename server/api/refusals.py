@@ -1,50 +1,83 @@
-"""Every error leaves as `{"error", "error_type"}` with one status: ours, the framework's, and what nobody expected."""
+"""Every error leaves in its protocol's shape with one status: ours, the framework's, and what nobody expected.
+
+TGI: `{"error", "error_type"}`. OpenAI: `{"error": {"message", "type", "param", "code"}}`, on every route under /v1.
+"""
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from server.api.tgi import GENERATION_ROUTES
-from server.errors import STATUS, GenerationError, MalformedBody, RequestError, ValidationError
-from server.metrics import Metrics
+from server.api.openai.schemas import ProblemBody
+from server.api.replies import json_reply
+from server.api.served import request_id_of
+from server.api.tgi.schemas import ErrorBody
+from server.errors import TOLD, GenerationError, RequestError, ValidationError
+
+TGI_STATUSES = sorted({told.status for told in TOLD.values()} - {404})
+OPENAI_STATUSES = sorted({told.openai_status for told in TOLD.values()})
+TGI_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in TGI_STATUSES}
+OPENAI_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ProblemBody} for status in OPENAI_STATUSES}
+BOTH_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody | ProblemBody} for status in sorted({*TGI_STATUSES, *OPENAI_STATUSES})
+}
 
 
-def install(app: FastAPI, metrics: Metrics) -> None:
-    """Answer errors in TGI's shape. Those of admitted requests are counted by the engine, those of bodies here."""
+def speak_openai(request: Request) -> None:
+    """Errors of this request take OpenAI's shape, wherever it was sent to."""
+    request.state.speaks_openai = True
 
+
+def tgi_error(error: RequestError) -> tuple[int, dict[str, Any]]:
+    told = TOLD[type(error)]
+    prefix = "Input validation error: " if isinstance(error, ValidationError) else ""
+    return told.status, {"error": prefix + str(error), "error_type": told.error_type}
+
+
+def openai_error(error: RequestError) -> tuple[int, dict[str, Any]]:
+    told = TOLD[type(error)]
+    return told.openai_status, problem(str(error), told.openai_type, error.param, told.openai_code)
+
+
+def problem(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def is_openai(request: Request) -> bool:
+    return request.url.path.startswith("/v1/") or getattr(request.state, "speaks_openai", False)
+
+
+def install(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
-    async def refuse(_: Request, error: RequestError) -> JSONResponse:
-        status, error_type = STATUS[type(error)]
-        # A message may quote the client, who can spell what UTF-8 can't.
-        sentence = str(error).encode("utf-8", "replace").decode()
-        return JSONResponse({"error": sentence, "error_type": error_type}, status)
+    async def refuse(request: Request, error: RequestError) -> Response:
+        status, body = openai_error(error) if is_openai(request) else tgi_error(error)
+        try:
+            headers = {"x-request-id": request_id_of(request)}
+        except ValidationError:
+            headers = {}
+        return json_reply(body, headers, status)
 
-    async def refuse_unread(request: Request, error: RequestError) -> JSONResponse:
-        if request.url.path in GENERATION_ROUTES:
-            metrics.received()
-            metrics.refused(STATUS[type(error)][1])
-        return await refuse(request, error)
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse_body(request: Request, error: RequestValidationError) -> JSONResponse:
+    @app.exception_handler(RequestValidationError)  # of headers and paths: bodies are read by server.api.body
+    async def refuse_framework(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return await refuse_unread(request, MalformedBody(f"the body is not JSON: {first['ctx']['error']}"))
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        message = first["msg"].removeprefix("Value error, ")
-        return await refuse_unread(request, ValidationError(f"Input validation error: `{where}`: {message}"))
+        where = ".".join(str(part) for part in first["loc"])
+        return await refuse(request, ValidationError(f"`{where}`: {first['msg']}", param=where))
 
     @app.exception_handler(HTTPException)
-    async def refuse_http(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 400:  # the framework could not read the body: no UTF-8, too deep, numbers too long
-            return await refuse_unread(request, MalformedBody(f"the body is not JSON: {error.detail}"))
-        body = {"error": f"{error.detail}: {request.method} {request.url.path}", "error_type": "validation"}
-        return JSONResponse(body, error.status_code, headers=error.headers)
+    async def refuse_http(request: Request, error: HTTPException) -> Response:
+        sentence = f"{error.detail}: {request.method} {request.url.path}"
+        body: dict[str, Any] = {"error": sentence, "error_type": "validation"}
+        if is_openai(request):
+            body = problem(sentence, "invalid_request_error")
+        return json_reply(body, dict(error.headers or {}), error.status_code)
 
     @app.exception_handler(Exception)
-    async def refuse_unexpected(_: Request, error: Exception) -> JSONResponse:  # the traceback is logged by the server
-        error_type = STATUS[GenerationError][1]
-        return JSONResponse({"error": f"internal error: {type(error).__name__}", "error_type": error_type}, 500)
+    async def refuse_unexpected(request: Request, error: Exception) -> Response:  # the server logs the traceback
+        sentence, told = f"internal error: {type(error).__name__}", TOLD[GenerationError]
+        body: dict[str, Any] = {"error": sentence, "error_type": told.error_type}
+        if is_openai(request):
+            body = problem(sentence, told.openai_type)
+        return json_reply(body, status=500)

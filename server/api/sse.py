@@ -11,6 +11,8 @@ from typing import Any
 import orjson
 
 MEDIA_TYPE = "text/event-stream"
+COMMENT = b":\n\n"
+DONE = b"data: [DONE]\n\n"  # OpenAI's end of a stream
 
 
 def event(payload: Any, name: str | None = None) -> bytes:

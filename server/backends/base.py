@@ -17,33 +17,54 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. Defaults are greedy; a None is off. Ranges are TGI's (docs/wire.md)."""
+    """How the next token is chosen, and what is told of it. Defaults are greedy; None is off. Ranges: docs/wire.md."""
 
     do_sample: bool = False
     temperature: float | None = None  # > 0; divides the logits
     top_k: int | None = None  # >= 1; keeps the k likeliest
     top_p: float | None = None  # in (0, 1); keeps the smallest set whose probability reaches p
+    typical_p: float | None = None  # in (0, 1); keeps the tokens nearest to the entropy, up to that probability
     repetition_penalty: float | None = None  # > 0; prompt and generated tokens count
+    frequency_penalty: float | None = None  # -2 to 2; taken off a logit once for every time its token was generated
+    presence_penalty: float | None = None  # -2 to 2; taken off a logit whose token was generated
     seed: int | None = None  # 64 bits; the same seed gives the same tokens
     ignore_eos: bool = False  # the end-of-sequence tokens are never chosen
+    min_new_tokens: int | None = None  # before so many, the end-of-sequence tokens are never chosen
+    top_n_tokens: int | None = None  # tell the n likeliest tokens of every step
+    prompt_logprobs: bool = False  # tell the log probability of every prompt token (and its n likeliest)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What the model itself thought at one position: natural logs of its probabilities, before any warping."""
+
+    logprob: float  # of the token that stands there
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob) of the likeliest ones, falling
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One token of one slot. `logprob` is the natural log of the model's own probability, before any warping."""
+    """One token of one slot. `score` is None where the backend keeps its logits to itself (sampling on the device)."""
 
     token_id: int
-    logprob: float | None = None
+    score: Score | None = None
+    prompt: tuple[Score, ...] = ()  # with `Sampling.prompt_logprobs`, at the end of prefill: of tokens 1, 2, … n - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the backend can hold and which fields of `Sampling` it honours; everything else is refused with 422."""
+    """What the backend can hold and which fields of `Sampling` it honours; everything else is refused by name."""
 
     slots: int
     max_input_tokens: int
     max_total_tokens: int  # prompt and new tokens of one request
+    vocabulary: int  # token ids are below it
     sampling: frozenset[str]
+
+    @property
+    def tells_scores(self) -> bool:
+        """Whether steps come with what the model thought of them."""
+        return "top_n_tokens" in self.sampling
 
 
 class Backend(Protocol):

@@ -1,7 +1,8 @@
 """Host-side sampling: transformers' own logits processors, one list and one random generator per slot.
 
-The order is that of `GenerationMixin._get_logits_processor`: penalties, suppression, temperature, top-k, top-p. So a
-request gives the tokens that `generate` gives with the same settings.
+The order is that of `GenerationMixin._get_logits_processor`: penalties, suppression, temperature, top-k, top-p,
+typical. So a request gives the tokens that `generate` gives with the same settings. OpenAI's two additive penalties are
+not among transformers' processors; they are here.
 Source: huggingface/transformers v4.57.6, src/transformers/generation/utils.py.
 """
 
@@ -11,17 +12,35 @@ from collections.abc import Sequence
 
 import torch
 from transformers.generation.logits_process import (
+    LogitsProcessor,
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
-from server.backends.base import Sampling, Step
+from server.backends.base import Sampling, Score, Step
 
-HONOURED = frozenset({"do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "ignore_eos"})
+HONOURED = frozenset(Sampling.__dataclass_fields__)
+
+
+class AdditivePenalties(LogitsProcessor):  # type: ignore[misc]  # transformers is Any to mypy
+    """logit[t] -= count(t) * frequency + (count(t) > 0) * presence, counted over the generated tokens alone.
+
+    Source: OpenAI's API reference, "Frequency and presence penalties".
+    """
+
+    def __init__(self, frequency: float, presence: float, prompt_tokens: int) -> None:
+        self._frequency, self._presence, self._prompt_tokens = frequency, presence, prompt_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """int64[1, n], float[1, V] -> float[1, V]"""
+        counts = torch.bincount(input_ids[0, self._prompt_tokens :], minlength=scores.shape[-1]).to(scores.dtype)
+        return scores - self._frequency * counts - self._presence * (counts > 0)
 
 
 class Sampler:
@@ -31,10 +50,18 @@ class Sampler:
     end a text.
     """
 
-    def __init__(self, sampling: Sampling, suppressed: Sequence[int], eos: Sequence[int]) -> None:
+    def __init__(self, sampling: Sampling, prompt_tokens: int, suppressed: Sequence[int], eos: Sequence[int]) -> None:
+        self._top_n = sampling.top_n_tokens or 0
         processors = LogitsProcessorList()
         if sampling.repetition_penalty is not None:
             processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        frequency, presence = sampling.frequency_penalty or 0.0, sampling.presence_penalty or 0.0
+        if frequency or presence:
+            processors.append(AdditivePenalties(frequency, presence, prompt_tokens))
+        if sampling.min_new_tokens and eos:
+            processors.append(
+                MinNewTokensLengthLogitsProcessor(prompt_tokens, sampling.min_new_tokens, list(eos), device="cpu")
+            )
         never = sorted({*suppressed, *(eos if sampling.ignore_eos else ())})
         if never:
             processors.append(SuppressTokensLogitsProcessor(never))
@@ -45,6 +72,8 @@ class Sampler:
                 processors.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p is not None:
                 processors.append(TopPLogitsWarper(sampling.top_p))
+            if sampling.typical_p is not None:
+                processors.append(TypicalLogitsWarper(sampling.typical_p))
         self._processors = processors
         self._generator: torch.Generator | None = None
         if sampling.do_sample:
@@ -67,4 +96,13 @@ class Sampler:
             if not probabilities.isfinite().all():  # a model that overflowed: its request must not end everybody's
                 probabilities = torch.ones_like(scores)
             token_id = int(torch.multinomial(probabilities, 1, generator=self._generator))
-        return Step(token_id, float(logprobs[0, token_id]))
+        return Step(token_id, score(logprobs[0], token_id, self._top_n))
+
+
+def score(logprobs: torch.Tensor, token_id: int, top_n: int) -> Score:
+    """What the model thought (float[V]) of a token, and of the `top_n` likeliest."""
+    top: tuple[tuple[int, float], ...] = ()
+    if top_n:
+        values, ids = logprobs.topk(min(top_n, len(logprobs)))
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Score(float(logprobs[token_id]), top)

@@ -20,8 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicCache
 
-from server.backends.base import Limits, Sampling, Step
-from server.backends.sampling import HONOURED, Sampler
+from server.backends.base import Limits, Sampling, Score, Step
+from server.backends.sampling import HONOURED, Sampler, score
 from server.errors import ModelError
 from server.tokenizer import end_tokens, first_line
 
@@ -76,7 +76,8 @@ class TransformersBackend:
 
     def __init__(self, model: Any, slots: int, max_total_tokens: int) -> None:
         self._model = model
-        self._limits = Limits(slots, max_total_tokens - 1, max_total_tokens, HONOURED)
+        vocabulary = model.get_input_embeddings().num_embeddings
+        self._limits = Limits(slots, max_total_tokens - 1, max_total_tokens, vocabulary, HONOURED)
         self._eos = end_tokens(model.generation_config)
         self._suppressed = tuple(model.generation_config.suppress_tokens or ())
         takes = inspect.signature(model.forward).parameters
@@ -130,14 +131,17 @@ class TransformersBackend:
         used = len(token_ids)
         ids = torch.tensor([token_ids], dtype=torch.int64)
         cache = DynamicCache()
-        output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **self._last_only)
+        last_only = {} if sampling.prompt_logprobs else self._last_only
+        output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **last_only)
         self._rows.store(slot, cache)
         self._token_ids[slot, :used] = ids[0]
         self._lengths[slot] = used
         self._mask[slot, ..., :used] = 0.0
-        self._samplers[slot] = Sampler(sampling, self._suppressed, self._eos)
+        self._samplers[slot] = Sampler(sampling, used, self._suppressed, self._eos)
         logits = output.logits[:, -1]
-        return self._choose(slot, logits, logits.log_softmax(-1))
+        prompt = prompt_scores(ids[0], output.logits[0], sampling) if sampling.prompt_logprobs else ()
+        step = self._choose(slot, logits, logits.log_softmax(-1))
+        return Step(step.token_id, step.score, prompt)
 
     @torch.inference_mode()
     def decode(self) -> Mapping[int, Step]:
@@ -202,6 +206,17 @@ class TransformersBackend:
                 )
             self.release(slot)
         logger.info("self-check passed: slots and plain forward agree")
+
+
+def prompt_scores(token_ids: torch.Tensor, logits: torch.Tensor, sampling: Sampling) -> tuple[Score, ...]:
+    """What the model thought of tokens 1, 2, … n - 1 of a prompt (int64[n]), from its logits (float[n, V]).
+
+    Row by row: a log-softmax of the whole would double the memory of the largest tensor there is.
+    """
+    return tuple(
+        score(row.log_softmax(-1), int(token_id), sampling.top_n_tokens or 0)
+        for row, token_id in zip(logits[:-1], token_ids[1:], strict=True)
+    )
 
 
 def longest_text(config: Any) -> int | None:

@@ -131,11 +131,12 @@ class Engine:
         started = time.monotonic()
         if request.prefill_started_s is None:
             request.prefill_started_s = started
-        step = self.backend.prefill(slot, request.token_ids, request.sampling)
+        step = self.backend.prefill(slot, request.task.token_ids, request.task.sampling)
         now = time.monotonic()
         self._observer.stepped("prefill", now - started, 1)
         if step is not None:
             self._scheduler.prefilled()
+            request.prompt_scores = step.prompt
             self._accept(slot, request, step, now)
 
     def _decode(self) -> None:
@@ -164,7 +165,7 @@ class Engine:
         special = (
             step.token_id in self.tokenizer.special_ids and not text
         )  # a flushed tail is text, whatever carries it
-        token = Token(request.new_tokens, step.token_id, text, step.logprob, special, finish)
+        token = Token(request.new_tokens, step.token_id, text, step.score, special, finish)
         self._observer.token(request, since_previous)
         if finish is None:
             self._batch.append((request, token))
@@ -175,12 +176,15 @@ class Engine:
 
     def _finish(self, request: Request, step: Step, text: str, already: int) -> FinishReason | None:
         """Why the request ends with this token, or None. `text[already:]` came with it."""
-        if step.token_id in self.tokenizer.eos_token_ids and not request.sampling.ignore_eos:
+        task = request.task
+        if step.token_id in self.tokenizer.eos_token_ids and not task.sampling.ignore_eos:
             return FinishReason.EOS
         # A stop string may begin in earlier text, but it must end in what is new.
-        if any(text.find(stop, max(0, already - len(stop) + 1)) >= 0 for stop in request.stop):
+        if request.new_tokens >= (task.sampling.min_new_tokens or 0) and any(
+            text.find(stop, max(0, already - len(stop) + 1)) >= 0 for stop in task.stop
+        ):
             return FinishReason.STOP
-        return FinishReason.LENGTH if request.new_tokens >= request.max_new_tokens else None
+        return FinishReason.LENGTH if request.new_tokens >= task.max_new_tokens else None
 
     def _end(self, request: Request, last: Delivery, outcome: str) -> None:
         self._batch.append((request, last))

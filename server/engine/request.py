@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from server.backends.base import Sampling
+from server.backends.base import Sampling, Score
 
 
 class FinishReason(StrEnum):
@@ -27,7 +27,7 @@ class Token:
     index: int  # from 1
     id: int
     text: str
-    logprob: float | None
+    score: Score | None
     special: bool
     finish: FinishReason | None = None  # set on the last token
 
@@ -42,21 +42,30 @@ class Failure:
 Delivery = Token | Failure
 
 
-@dataclass(eq=False, slots=True)
-class Request:
-    """Instants are monotonic seconds; None until reached. The engine's thread alone writes them."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One text to generate, validated: 1 <= len(token_ids), and prompt and new tokens fit the backend."""
 
-    id: str
     token_ids: tuple[int, ...]
     max_new_tokens: int
     sampling: Sampling
-    stop: tuple[str, ...]
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A task on its way. Instants are monotonic seconds; None until reached. The engine's thread alone writes them."""
+
+    id: str
+    task: Task
     deliver: Callable[[Delivery], None]  # called on the event loop
-    arrived_s: float = field(default_factory=time.monotonic)  # before its text was tokenized
+    arrived_s: float = field(default_factory=time.monotonic)  # before its body was read
+    queued_s: float = field(default_factory=time.monotonic)
     prefill_started_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
     new_tokens: int = 0
+    prompt_scores: tuple[Score, ...] = ()  # where asked for, from the first token on
     batch_sizes: Counter[int] = field(default_factory=Counter)  # decode steps by the number of slots that were live
 
     def timing(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_it_has_a_chat_template(demo_folder: Path):
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What time is it?"}], tokenize=False, add_generation_prompt=True
     )
-    assert text == "<|user|>\nWhat time is it?</s>\n<|assistant|>\n"
+    assert text == "<s><|user|>\nWhat time is it?</s>\n<|assistant|>\n"
 
 
 def test_end_tokens_come_from_config_json_where_there_is_no_generation_config(demo_folder: Path, tmp_path: Path):

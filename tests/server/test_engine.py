@@ -12,7 +12,7 @@ import pytest
 
 from server.backends.base import Sampling
 from server.engine.engine import Batch, Engine
-from server.engine.request import Delivery, Failure, Request, Token
+from server.engine.request import Delivery, Failure, Request, Task, Token
 from server.errors import GenerationError, Unavailable
 from server.metrics import Metrics
 from tests.server.scripted import ScriptedBackend
@@ -59,7 +59,7 @@ class Run:
 
     def request(self, ids: tuple[int, ...], new_tokens: int) -> tuple[Request, queue.SimpleQueue[Delivery]]:
         inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        request = Request("r", ids, new_tokens, Sampling(ignore_eos=True), (), inbox.put)
+        request = Request("r", Task(ids, new_tokens, Sampling(ignore_eos=True)), inbox.put)
         return request, inbox
 
     def value(self, series: str, **labels: str) -> float:

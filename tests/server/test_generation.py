@@ -18,7 +18,7 @@ import torch
 from server.backends.base import Sampling
 from server.backends.transformers_cpu import TransformersBackend
 from server.engine.engine import Batch, Engine
-from server.engine.request import Delivery, Failure, FinishReason, Request, Token
+from server.engine.request import Delivery, Failure, FinishReason, Request, Task, Token
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ class Sent:
         self, running: Running, ids: list[int], new_tokens: int, sampling: Sampling, stop: tuple[str, ...] = ()
     ):
         self.inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        self.request = Request("r", tuple(ids), new_tokens, sampling, stop, self.inbox.put)
+        self.request = Request("r", Task(tuple(ids), new_tokens, sampling, stop), self.inbox.put)
         running.engine.submit(self.request)
 
     def tokens(self) -> list[Token]:

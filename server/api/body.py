@@ -1,0 +1,104 @@
+"""A JSON body becomes one of our types, or one sentence: too long, no JSON, or which field is wrong and why.
+
+Types are read strictly, as TGI and OpenAI read them: "2" is no number. NaN and infinity are no values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pydantic
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator
+from starlette.requests import ClientDisconnect
+
+from server.api.served import Served, counted
+from server.errors import MalformedBody, NotJson, TooLarge, ValidationError
+
+M = TypeVar("M", bound="Body")
+COMPONENT = "#/components/schemas/{model}"
+
+
+class Body(BaseModel):
+    """Unknown names are refused, so that no option is silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+def limited(description: str, **bounds: Any) -> Any:
+    """An optional field whose bounds the OpenAPI description tells; they are checked in the protocol's own words."""
+    return Field(None, description=description, json_schema_extra=bounds)
+
+
+def described(sentence: str) -> WrapValidator:
+    """One sentence where a union of types would list what each of its branches had against the value."""
+
+    def check(value: Any, read: pydantic.ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return read(value)
+        except pydantic.ValidationError as error:
+            raise ValueError(sentence) from error
+
+    return WrapValidator(check)
+
+
+def json_body(model: type[M], generates: bool = True) -> Callable[..., Awaitable[M]]:
+    """A dependency that gives the body of a request.
+
+    Raises: TooLarge, NotJson, MalformedBody, ValidationError; counted where the request was to generate.
+    """
+
+    async def body(request: Request, service: Served) -> M:
+        with counted(service.metrics) if generates else contextlib.nullcontext():
+            return parsed(model, await content_of(request, service.settings.payload_limit))
+
+    return body
+
+
+async def content_of(request: Request, limit: int) -> bytes:
+    """Raises: TooLarge, before more than `limit` bytes are kept; NotJson."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        given = f"it says {kind[:80]!r}" if kind else "it says nothing"
+        raise NotJson(f"the body must be sent with `content-type: application/json`; {given}")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise TooLarge(f"the body has {int(declared):,} bytes; at most {limit:,} are read: shorten the prompt")
+    content = bytearray()
+    with contextlib.suppress(ClientDisconnect):  # half a body is no JSON, and nobody listens
+        async for part in request.stream():
+            content += part
+            if len(content) > limit:
+                raise TooLarge(f"the body has more than {limit:,} bytes, which is all that is read: shorten the prompt")
+    return bytes(content)
+
+
+def parsed(model: type[M], content: bytes) -> M:
+    """Raises: MalformedBody where it is not JSON; ValidationError naming the first field that is wrong."""
+    try:
+        return model.model_validate_json(content)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        raise MalformedBody(f"the body is not JSON: {first['ctx']['error']}")
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        raise ValidationError(f"`{where}` is not a parameter of this server: leave it out", param=where)
+    raise ValidationError(f"`{where or 'body'}`: {first['msg'].removeprefix('Value error, ')}", param=where or None)
+
+
+def request_body(*models: type[Body]) -> dict[str, Any]:
+    """What OpenAPI says of a body that `json_body` reads. `components` must know the models."""
+    schemas = [{"$ref": COMPONENT.format(model=model.__name__)} for model in models]
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def components(*models: type[Body]) -> dict[str, Any]:
+    """The schemas of `models` and of what they are made of, by name."""
+    _, found = pydantic.json_schema.models_json_schema(
+        [(model, "validation") for model in models], ref_template=COMPONENT
+    )
+    return dict(found["$defs"])

@@ -1,0 +1,235 @@
+"""OpenAI's parameters become tasks: the reference's ranges, and what the backend can do.
+
+Source: OpenAI's API reference (openai/openai-openapi); vLLM's for the parameters it added.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.api.openai.messages import written
+from server.api.openai.schemas import ChatRequest, CompletionRequest, OpenAiRequest
+from server.api.served import off_the_loop
+from server.api.validation import (
+    TEMPERATURES,
+    able,
+    checked_ids,
+    checked_penalties,
+    checked_seed,
+    checked_stop,
+    drawn,
+    refuse,
+    room,
+)
+from server.backends.base import Limits, Sampling
+from server.engine.engine import Engine
+from server.engine.request import Task
+from server.errors import NotServed
+from server.tokenizer import Tokenizer
+
+HOTTEST = 2.0
+MOST_CHAT_LOGPROBS = 20
+MOST_COMPLETION_LOGPROBS = 5
+COMPLETION_TOKENS = 16  # OpenAI's default of the older route
+#: What huggingface_hub and TGI's own examples call a model they know only by its address.
+ANY_MODEL = ("tgi", "dummy")
+#: OpenAI's parameters that this server doesn't have, with the values that ask for nothing.
+NOT_SUPPORTED: dict[str, tuple[object, ...]] = {
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "tool_prompt": ("",),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "web_search_options": (),
+    "suffix": ("",),
+    "best_of": (1,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    text: str
+    token_ids: tuple[int, ...]
+
+
+def checked(body: OpenAiRequest, served: str, most_texts: int, prompts: int) -> int:
+    """Texts for each prompt, where nothing stands in the way that needs no model to be seen.
+
+    Raises: NotServed, ValidationError.
+    """
+    if body.model is not None and body.model not in (served, *ANY_MODEL):
+        raise NotServed(
+            f"The model {body.model!r} does not exist here: ask for {served!r}, or leave `model` out", param="model"
+        )
+    for name, neutral in NOT_SUPPORTED.items():
+        value = getattr(body, name, None)
+        if value is not None and value not in neutral:
+            refuse(name, f"is not supported by this server: leave it out. Given: {reprlib.repr(value)}")
+    if body.stream_options is not None:
+        if not body.stream:
+            refuse("stream_options", "is only allowed when `stream` is true")
+        if body.stream_options.include_obfuscation:
+            refuse("stream_options.include_obfuscation", "is not supported by this server: set it to false")
+    n = 1 if body.n is None else body.n
+    if n < 1 or n * prompts > most_texts:
+        given = f"{n}" if prompts == 1 else f"{n}, with {prompts} prompts"
+        refuse("n", f"must be at least 1, and at most {most_texts} texts come of one request. Given: {given}")
+    return n
+
+
+async def chat_tasks(
+    body: ChatRequest, engine: Engine, served: str, most_texts: int
+) -> tuple[list[Prompt], list[Task]]:
+    """The prompt that the conversation is, and a task for each choice.
+
+    Raises: RequestError.
+    """
+    n = checked(body, served, most_texts, 1)
+    if body.top_logprobs and not body.logprobs:
+        refuse("top_logprobs", "needs `logprobs`: set it to true")
+    if body.logprobs:
+        needs_scores(engine.backend.limits)
+    top_n = likeliest("top_logprobs", body.top_logprobs, MOST_CHAT_LOGPROBS)
+    sampling = sampling_of(body, engine.backend.limits, top_n, "top_logprobs")
+    text = await written(body.messages, engine.tokenizer)
+    token_ids = await off_the_loop(lambda: engine.tokenizer.encode(text, templated=True), len(text))
+    prompts = [Prompt(text, tuple(token_ids))]
+    name = "max_completion_tokens" if body.max_completion_tokens is not None else "max_tokens"
+    wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    return prompts, tasks(body, prompts, n, sampling, wanted, engine.backend.limits, ("messages", name))
+
+
+async def completion_tasks(
+    body: CompletionRequest, engine: Engine, served: str, most_texts: int
+) -> tuple[list[Prompt], list[Task]]:
+    """The prompts, and n tasks for each, one prompt after the other.
+
+    Raises: RequestError.
+    """
+    given = listed(body.prompt)
+    n = checked(body, served, most_texts, len(given))
+    limits = engine.backend.limits
+    if body.logprobs is not None:
+        needs_scores(limits)
+    top_n = likeliest("logprobs", body.logprobs, MOST_COMPLETION_LOGPROBS)
+    echoed = bool(body.echo) and body.logprobs is not None
+    sampling = sampling_of(body, limits, top_n, "logprobs", prompt_logprobs=echoed)
+    characters = sum(map(len, given))
+    prompts = await off_the_loop(lambda: [tokenized(each, engine.tokenizer, limits) for each in given], characters)
+    wanted = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    return prompts, tasks(body, prompts, n, sampling, wanted, limits, ("prompt", "max_tokens"))
+
+
+def listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str] | list[list[int]]:
+    """One prompt or many, as a list of prompts."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        refuse("prompt", "cannot be an empty list")
+    if isinstance(prompt[0], int):
+        return [prompt]
+    return prompt
+
+
+def tokenized(prompt: str | list[int], tokenizer: Tokenizer, limits: Limits) -> Prompt:
+    """Token ids are taken as they stand; a text gets the special tokens that the model wants around it."""
+    if isinstance(prompt, str):
+        return Prompt(prompt, tuple(tokenizer.encode(prompt)))
+    checked_ids(prompt, limits, "prompt")
+    return Prompt(tokenizer.decode(prompt), tuple(prompt))
+
+
+def needs_scores(limits: Limits) -> None:
+    if not limits.tells_scores:
+        refuse("logprobs", "is not supported by this backend: leave it out")
+
+
+def likeliest(name: str, asked: int | None, most: int) -> int | None:
+    """How many of the likeliest tokens to tell of; None where there are none to tell of."""
+    if asked is not None and not 0 <= asked <= most:
+        refuse(name, f"must be from 0 to {most}. Given: {asked}")
+    return asked or None
+
+
+def sampling_of(
+    body: OpenAiRequest, limits: Limits, top_n: int | None, logprobs: str, prompt_logprobs: bool = False
+) -> Sampling:
+    """Raises: ValidationError where a value is out of range, or the backend can't do what is asked."""
+    t, p, k = body.temperature, body.top_p, body.top_k
+    if t is not None and (not 0 <= t <= HOTTEST or 0 < t < TEMPERATURES[0]):
+        refuse("temperature", f"must be 0, or from {TEMPERATURES[0]:g} to {HOTTEST:g}. Given: {t}; 0 is greedy")
+    if p is not None and not 0 < p <= 1:
+        refuse("top_p", f"must be > 0.0 and <= 1.0. Given: {p}")
+    if k is not None and k < -1:
+        refuse("top_k", f"must be at least 1, or 0 or -1 to switch it off. Given: {k}")
+    checked_penalties(
+        body.repetition_penalty,
+        {"frequency_penalty": body.frequency_penalty, "presence_penalty": body.presence_penalty},
+    )
+    checked_seed(body.seed)
+    checked_stop(stops(body))
+    if body.min_tokens is not None and body.min_tokens < 0:
+        refuse("min_tokens", f"must be at least 0. Given: {body.min_tokens}")
+    sampling = Sampling(
+        do_sample=t != 0,
+        temperature=t or None,
+        top_k=k if k is not None and k > 0 else None,
+        top_p=p if p != 1 else None,
+        repetition_penalty=body.repetition_penalty,
+        frequency_penalty=body.frequency_penalty or None,
+        presence_penalty=body.presence_penalty or None,
+        seed=body.seed,
+        ignore_eos=bool(body.ignore_eos),
+        min_new_tokens=body.min_tokens or None,
+        top_n_tokens=top_n,
+        prompt_logprobs=prompt_logprobs,
+    )
+    called = {"top_n_tokens": logprobs, "prompt_logprobs": "echo", "min_new_tokens": "min_tokens"}
+    return able(sampling, limits, called | {"do_sample": "temperature"})
+
+
+def tasks(
+    body: OpenAiRequest,
+    prompts: Sequence[Prompt],
+    n: int,
+    sampling: Sampling,
+    wanted: int | None,
+    limits: Limits,
+    names: tuple[str, str],
+) -> list[Task]:
+    """`names` are those of the prompt and of the wish for new tokens."""
+    prompt_name, wish = names
+    if wanted is not None and wanted < 1:
+        refuse(wish, f"must be at least 1. Given: {wanted}")
+    made = []
+    for prompt in prompts:
+        if not prompt.token_ids:
+            refuse(prompt_name, "cannot be empty")
+        checked_ids(prompt.token_ids, limits, prompt_name)
+        new_tokens = room(len(prompt.token_ids), wanted, limits, prompt_name, wish)
+        if body.min_tokens is not None and body.min_tokens > new_tokens:
+            refuse(
+                "min_tokens", f"must be at most {new_tokens}, which is all that may follow. Given: {body.min_tokens}"
+            )
+        made += [
+            Task(prompt.token_ids, new_tokens, drawn(sampling, limits, choice), stops(body)) for choice in range(n)
+        ]
+    return made
+
+
+def stops(body: OpenAiRequest) -> tuple[str, ...]:
+    if body.stop is None:
+        return ()
+    return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)

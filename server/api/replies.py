@@ -1,0 +1,148 @@
+"""How an answer leaves: a plain one with TGI's headers, or a stream that is kept alive and given up with its reader.
+
+Source of the headers: huggingface/text-generation-inference 3.3.6-dev0, router/src/server.rs (generate_internal).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from server.api import sse
+from server.api.served import Caller
+from server.engine.request import Token
+from server.service import Service, Stream
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's word; nobody reads it
+SILENCE_S = 15.0  # then a comment keeps proxies from giving the stream up; axum's interval
+T = TypeVar("T")
+
+
+def json_reply(payload: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
+    """Floats that JSON can't spell become null."""
+    return Response(orjson.dumps(payload), status, headers, media_type="application/json")
+
+
+class StreamReply(StreamingResponse):
+    """Leaves the stream however the response ends, even if its first byte was never asked for."""
+
+    def __init__(self, stream: Stream, content: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(content, headers=headers | {"content-type": sse.MEDIA_TYPE})  # bare, as TGI's
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._stream:
+            await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        clock = asyncio.get_running_loop().time
+        last_sent = clock()
+
+        async def keep_alive() -> None:
+            nonlocal last_sent
+            while True:
+                await asyncio.sleep(last_sent + SILENCE_S - clock())
+                if clock() - last_sent >= SILENCE_S:
+                    last_sent = clock()
+                    await send({"type": "http.response.body", "body": sse.COMMENT, "more_body": True})
+
+        keeper = asyncio.create_task(keep_alive())
+        try:
+            async for chunk in self.body_iterator:
+                last_sent = clock()
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        finally:
+            keeper.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def whole(request: Request, stream: Stream) -> list[list[Token]] | None:
+    """The tokens of every text, or None where the client hung up first.
+
+    Raises: what iterating over the stream raises.
+    """
+
+    async def collect() -> list[list[Token]]:
+        texts: list[list[Token]] = [[] for _ in stream.requests]
+        async for index, token in stream:
+            texts[index].append(token)
+        return texts
+
+    with stream:
+        return await unless_gone(request, collect())
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`, or None where the client hung up first; `work` is cancelled then."""
+
+    async def hung_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(hung_up())
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else None
+    finally:
+        answer.cancel()
+        gone.cancel()
+
+
+def stream_headers(service: Service, caller: Caller, inputs: Iterable[str]) -> dict[str, str]:
+    return {
+        "x-request-id": caller.request_id,
+        "x-compute-type": service.settings.backend,
+        "x-compute-characters": str(sum(map(len, inputs))),
+        "x-accel-buffering": "no",
+        "cache-control": "no-cache",
+    }
+
+
+def plain_headers(
+    service: Service, caller: Caller, stream: Stream, inputs: Iterable[str], prompt_tokens: int
+) -> dict[str, str]:
+    """TGI's headers, and our timing where it is asked for. Several texts are told as one piece of work."""
+    now = time.monotonic()
+    requests = stream.requests
+    new_tokens = sum(request.new_tokens for request in requests)
+    queued = requests[0].queued_s
+    started = min(request.prefill_started_s or queued for request in requests)
+    ended = max(request.last_token_s or started for request in requests)
+    headers = {
+        "x-request-id": caller.request_id,
+        "x-compute-type": service.settings.backend,
+        "x-compute-time": f"{now - caller.arrived_s:.6f}",
+        "x-compute-characters": str(sum(map(len, inputs))),
+        "x-total-time": milliseconds(now - caller.arrived_s),
+        "x-validation-time": milliseconds(queued - caller.arrived_s),
+        "x-queue-time": milliseconds(started - queued),
+        "x-inference-time": milliseconds(ended - started),
+        "x-time-per-token": milliseconds((ended - started) / new_tokens),
+        "x-prompt-tokens": str(prompt_tokens),
+        "x-generated-tokens": str(new_tokens),
+    }
+    if caller.wants_timing:
+        headers["x-tokenclock-timing"] = orjson.dumps(timing(stream)).decode()
+    return headers
+
+
+def timing(stream: Stream) -> Any:
+    """Where the time of one text went; of several, a list."""
+    each = [request.timing() for request in stream.requests]
+    return each[0] if len(each) == 1 else each
+
+
+def timing_event(stream: Stream) -> bytes:
+    return sse.event(timing(stream), name="tokenclock")
+
+
+def milliseconds(seconds: float) -> str:
+    return str(int(seconds * 1000))

@@ -1,0 +1,75 @@
+"""SageMaker's contract for hosting containers: GET /ping, POST /invocations.
+
+A body is taken for what it holds: `inputs` is TGI's `/`, `messages` is OpenAI's chat, `prompt` its completions. Each is
+answered, and refused, in its own protocol's shape.
+Source: huggingface/text-generation-inference 3.3.6-dev0, router/src/sagemaker.rs; docs.aws.amazon.com/sagemaker,
+"Custom inference code with hosting services".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import pydantic_core
+from fastapi import APIRouter, Depends, Request, Response
+
+from server.api import sse
+from server.api.body import Body, content_of, parsed, request_body
+from server.api.openai import routes as openai
+from server.api.openai.schemas import ChatCompletion, ChatRequest, Completion, CompletionRequest
+from server.api.ops import UNHEALTHY
+from server.api.refusals import BOTH_RESPONSES, speak_openai
+from server.api.served import Called, Served, counted
+from server.api.tgi import routes as tgi
+from server.api.tgi.schemas import CompatGenerateRequest, GenerateResponse
+from server.errors import MalformedBody, ValidationError
+
+router = APIRouter(tags=["SageMaker"])
+#: In the order that TGI tries them.
+BODIES: dict[str, type[Body]] = {
+    "inputs": CompatGenerateRequest,
+    "messages": ChatRequest,
+    "prompt": CompletionRequest,
+}
+
+
+@router.get("/ping", responses=UNHEALTHY, response_class=Response)
+async def ping(service: Served) -> Response:
+    """200 when requests are taken, as `/health`."""
+    service.require_ready()
+    return Response()
+
+
+async def body_of(request: Request, service: Served) -> Body:
+    with counted(service.metrics):
+        content = await content_of(request, service.settings.payload_limit)
+        try:
+            said = pydantic_core.from_json(content)
+        except ValueError as error:
+            raise MalformedBody(f"the body is not JSON: {error}") from error
+        held = [key for key in BODIES if isinstance(said, dict) and key in said]
+        if not held:
+            raise ValidationError("the body must be an object that holds `inputs`, `messages` or `prompt`")
+        if held[0] != "inputs":
+            speak_openai(request)
+        return parsed(BODIES[held[0]], content)
+
+
+@router.post(
+    "/invocations",
+    response_model=list[GenerateResponse] | ChatCompletion | Completion,
+    responses={200: {"content": {sse.MEDIA_TYPE: {}}}, **BOTH_RESPONSES},
+    openapi_extra=request_body(*BODIES.values()),
+)
+async def invocations(
+    body: Annotated[Body, Depends(body_of)], service: Served, request: Request, caller: Called
+) -> Response:
+    """Generate, in the protocol of the body; `"stream": true` streams."""
+    match body:
+        case ChatRequest():
+            return await openai.chat(body, service, request, caller)
+        case CompletionRequest():
+            return await openai.complete(body, service, request, caller)
+        case CompatGenerateRequest():
+            return await tgi.compat(body, service, request, caller)
+    raise AssertionError(f"no route for {type(body)}")

@@ -1,0 +1,92 @@
+"""What every route is given: the service, and who asks; and the one door to the engine."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Header, Request
+from fastapi.concurrency import run_in_threadpool
+
+from server.engine.engine import Engine
+from server.engine.request import Task
+from server.errors import TOLD, RequestError, ValidationError
+from server.metrics import Metrics
+from server.service import Service, Stream
+
+LONG_TEXT = 2_000  # characters; longer texts are tokenized off the event loop
+LONGEST_ID = 128
+T = TypeVar("T")
+
+
+async def service_of(request: Request) -> Service:
+    return request.app.state.service  # type: ignore[no-any-return]
+
+
+Served = Annotated[Service, Depends(service_of)]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    request_id: str
+    arrived_s: float  # monotonic seconds, before the body was read
+    wants_timing: bool
+
+
+def request_id_of(request: Request) -> str:
+    """The caller's `x-request-id`, or one made for this request: the same at every call.
+
+    Raises: ValidationError where it is no short word that can be echoed.
+    """
+    given = request.headers.get("x-request-id")
+    if given is None:
+        if not hasattr(request.state, "request_id"):
+            request.state.request_id = secrets.token_hex(8)
+        return str(request.state.request_id)
+    if 0 < len(given) <= LONGEST_ID and given.isascii() and given.isprintable():
+        return given
+    raise ValidationError(
+        f"`x-request-id` must be 1 to {LONGEST_ID} printable ASCII characters. Given: {given[:LONGEST_ID]!r}",
+        param="x-request-id",
+    )
+
+
+async def caller_of(
+    request: Request,
+    service: Served,
+    x_request_id: Annotated[str | None, Header(description="echoed; made where absent")] = None,  # noqa: ARG001
+    x_tokenclock_timing: Annotated[str | None, Header(description="1: say where the time went")] = None,
+) -> Caller:
+    with counted(service.metrics):
+        return Caller(request_id_of(request), request.scope["arrived_s"], x_tokenclock_timing == "1")
+
+
+Called = Annotated[Caller, Depends(caller_of)]
+
+
+@contextmanager
+def counted(metrics: Metrics) -> Iterator[None]:
+    """Counts a generation request that is refused before the engine knows of it."""
+    try:
+        yield
+    except RequestError as error:
+        metrics.refused(TOLD[type(error)].error_type)
+        raise
+
+
+async def admit(service: Service, caller: Caller, prepare: Callable[[Engine], Awaitable[Sequence[Task]]]) -> Stream:
+    """Queue the texts that `prepare` makes of a request.
+
+    Raises: what `prepare` raises; Overloaded; Unavailable. Each is counted.
+    """
+    with counted(service.metrics):
+        tasks = await prepare(service.require_ready())
+        return service.open(caller.request_id, tasks, caller.arrived_s)
+
+
+async def off_the_loop(work: Callable[[], T], characters: int) -> T:
+    """Tokenize in a thread where the text is long enough to keep running streams waiting."""
+    return await run_in_threadpool(work) if characters > LONG_TEXT else work()

@@ -1,0 +1,117 @@
+"""Tokens in TGI's shapes: the events of a stream, the details of a plain answer.
+
+Source: huggingface/text-generation-inference 3.3.6-dev0, router/src/lib.rs and server.rs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from server.api import refusals, replies, sse
+from server.api.tgi.schemas import GenerateRequest
+from server.engine.request import Request, Token
+from server.errors import RequestError
+from server.service import Stream
+from server.tokenizer import Tokenizer
+
+
+async def events(body: GenerateRequest, stream: Stream, timing: bool) -> AsyncIterator[bytes]:
+    """The bytes of a stream. A failure after the first byte can only be an event: the status is sent already."""
+    (request,) = stream.requests
+    texts: list[str] = []
+    try:
+        async for _, token in stream:
+            if not token.special:
+                texts.append(token.text)
+            event: dict[str, Any] = {"index": token.index, "token": shown(token, stream.tokenizer)}
+            if top := top_tokens(token, stream.tokenizer):
+                event["top_tokens"] = top
+            event["generated_text"] = event["details"] = None
+            if token.finish is not None:
+                event["generated_text"] = prefix(body) + "".join(texts)
+                if body.parameters.details:
+                    event["details"] = {
+                        "finish_reason": token.finish,
+                        "generated_tokens": token.index,
+                        "seed": request.task.sampling.seed,
+                        "input_length": len(request.task.token_ids),
+                    }
+            yield sse.event(event)
+    except RequestError as error:
+        yield sse.event(refusals.tgi_error(error)[1])
+        return
+    if timing:
+        yield replies.timing_event(stream)
+
+
+def answer(body: GenerateRequest, stream: Stream, texts: Sequence[Sequence[Token]]) -> dict[str, Any]:
+    """A plain answer: of several texts the likeliest by its mean log probability, the others in its details."""
+    best = max(range(len(texts)), key=lambda index: mean_logprob(texts[index]) if len(texts) > 1 else 0.0)
+    reply: dict[str, Any] = {"generated_text": prefix(body) + readable(texts[best])}
+    if body.parameters.details or body.parameters.decoder_input_details:
+        reply["details"] = details(stream.requests[best], texts[best], stream.tokenizer)
+        if len(texts) > 1:
+            reply["details"]["best_of_sequences"] = [
+                {"generated_text": prefix(body) + readable(text), **details(request, text, stream.tokenizer)}
+                for index, (request, text) in enumerate(zip(stream.requests, texts, strict=True))
+                if index != best
+            ]
+    return reply
+
+
+def details(request: Request, tokens: Sequence[Token], tokenizer: Tokenizer) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "finish_reason": tokens[-1].finish,
+        "generated_tokens": len(tokens),
+        "seed": request.task.sampling.seed,
+        "prefill": prefill(request, tokenizer),
+        "tokens": [shown(token, tokenizer) for token in tokens],
+    }
+    if request.task.sampling.top_n_tokens:
+        told["top_tokens"] = [top_tokens(token, tokenizer) for token in tokens]
+    return told
+
+
+def prefill(request: Request, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The prompt's tokens; what comes before the first one is nothing, so it has no probability."""
+    if not request.task.sampling.prompt_logprobs:
+        return []
+    logprobs = [None, *(score.logprob for score in request.prompt_scores)]
+    return [
+        {"id": token_id, "text": tokenizer.text(token_id), "logprob": logprob}
+        for token_id, logprob in zip(request.task.token_ids, logprobs, strict=True)
+    ]
+
+
+def shown(token: Token, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A token as TGI shows it: a special one by its name, which is not part of the generated text."""
+    text = tokenizer.token(token.id) if token.special else token.text
+    logprob = None if token.score is None else token.score.logprob
+    return {"id": token.id, "text": text, "logprob": logprob, "special": token.special}
+
+
+def top_tokens(token: Token, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    if token.score is None:
+        return []
+    return [
+        {
+            "id": token_id,
+            "text": tokenizer.text(token_id),
+            "logprob": logprob,
+            "special": token_id in tokenizer.special_ids,
+        }
+        for token_id, logprob in token.score.top
+    ]
+
+
+def mean_logprob(tokens: Sequence[Token]) -> float:
+    return sum(token.score.logprob for token in tokens if token.score is not None) / len(tokens)
+
+
+def readable(tokens: Sequence[Token]) -> str:
+    return "".join(token.text for token in tokens if not token.special)
+
+
+def prefix(body: GenerateRequest) -> str:
+    return body.inputs if body.parameters.return_full_text else ""

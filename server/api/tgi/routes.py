@@ -1,0 +1,125 @@
+"""TGI's native routes: /generate, /generate_stream, /, /tokenize, /chat_tokenize.
+
+Shapes, messages and framing are those of text-generation-inference 3.3; docs/wire.md lists every difference.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from server.api import replies, sse
+from server.api.body import json_body, request_body
+from server.api.openai.messages import written
+from server.api.openai.schemas import ChatRequest
+from server.api.refusals import TGI_RESPONSES
+from server.api.served import Called, Caller, Served, admit, off_the_loop
+from server.api.tgi.parameters import tasks_of
+from server.api.tgi.render import answer, events
+from server.api.tgi.schemas import (
+    ChatTokenizeResponse,
+    CompatGenerateRequest,
+    GenerateRequest,
+    GenerateResponse,
+    SimpleToken,
+    StreamResponse,
+)
+from server.api.validation import refuse
+from server.service import Service
+
+router = APIRouter(tags=["TGI"], responses=TGI_RESPONSES)
+
+
+@router.post("/generate", response_model=GenerateResponse, openapi_extra=request_body(GenerateRequest))
+async def generate(
+    body: Annotated[GenerateRequest, Depends(json_body(GenerateRequest))],
+    service: Served,
+    request: Request,
+    caller: Called,
+) -> Response:
+    """The whole answer."""
+    return await plainly(body, service, request, caller)
+
+
+@router.post(
+    "/generate_stream",
+    responses={200: {"model": StreamResponse, "content": {sse.MEDIA_TYPE: {}}}},
+    response_model=None,
+    openapi_extra=request_body(GenerateRequest),
+)
+async def generate_stream(
+    body: Annotated[GenerateRequest, Depends(json_body(GenerateRequest))], service: Served, caller: Called
+) -> Response:
+    """One event a token."""
+    return await streamed(body, service, caller)
+
+
+@router.post(
+    "/",
+    response_model=list[GenerateResponse],
+    responses={200: {"content": {sse.MEDIA_TYPE: {}}}},
+    openapi_extra=request_body(CompatGenerateRequest),
+)
+async def compat_generate(
+    body: Annotated[CompatGenerateRequest, Depends(json_body(CompatGenerateRequest))],
+    service: Served,
+    request: Request,
+    caller: Called,
+) -> Response:
+    """`/generate_stream` with `"stream": true`; without it `/generate` in a list, as the hub's own API has it."""
+    return await compat(body, service, request, caller)
+
+
+async def compat(body: CompatGenerateRequest, service: Service, request: Request, caller: Caller) -> Response:
+    if (
+        body.parameters.return_full_text is None
+    ):  # TGI's default here for a text-generation model, and for no other route
+        parameters = body.parameters.model_copy(update={"return_full_text": True})
+        body = body.model_copy(update={"parameters": parameters})
+    if body.stream:
+        return await streamed(body, service, caller)
+    return await plainly(body, service, request, caller, in_a_list=True)
+
+
+async def plainly(
+    body: GenerateRequest, service: Service, request: Request, caller: Caller, in_a_list: bool = False
+) -> Response:
+    most = service.settings.max_client_batch_size
+    stream = await admit(service, caller, lambda engine: tasks_of(body, engine, False, most))
+    texts = await replies.whole(request, stream)
+    if texts is None:
+        return Response(status_code=replies.CLIENT_CLOSED_REQUEST)
+    reply = answer(body, stream, texts)
+    prompt_tokens = len(stream.requests[0].task.token_ids)
+    headers = replies.plain_headers(service, caller, stream, [body.inputs], prompt_tokens)
+    return replies.json_reply([reply] if in_a_list else reply, headers)
+
+
+async def streamed(body: GenerateRequest, service: Service, caller: Caller) -> Response:
+    most = service.settings.max_client_batch_size
+    stream = await admit(service, caller, lambda engine: tasks_of(body, engine, True, most))
+    headers = replies.stream_headers(service, caller, [body.inputs])
+    return replies.StreamReply(stream, events(body, stream, caller.wants_timing), headers)
+
+
+@router.post("/tokenize", response_model=list[SimpleToken], openapi_extra=request_body(GenerateRequest))
+async def tokenize(
+    body: Annotated[GenerateRequest, Depends(json_body(GenerateRequest, generates=False))], service: Served
+) -> Response:
+    """The tokens of a text, and the characters each one covers."""
+    tokenizer = service.require_ready().tokenizer
+    if not body.inputs:
+        refuse("inputs", "cannot be empty")
+    return replies.json_reply(await off_the_loop(lambda: tokenizer.pieces(body.inputs), len(body.inputs)))
+
+
+@router.post("/chat_tokenize", response_model=ChatTokenizeResponse, openapi_extra=request_body(ChatRequest))
+async def chat_tokenize(
+    body: Annotated[ChatRequest, Depends(json_body(ChatRequest, generates=False))], service: Served
+) -> Response:
+    """A conversation as the chat template writes it, and its tokens."""
+    tokenizer = service.require_ready().tokenizer
+    text = await written(body.messages, tokenizer)
+    pieces = await off_the_loop(lambda: tokenizer.pieces(text, templated=True), len(text))
+    return replies.json_reply({"tokenize_response": pieces, "templated_text": text})
