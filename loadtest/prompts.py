@@ -37,7 +37,7 @@ class PromptError(ValueError):
 
 
 class Offsets(Protocol):
-    """Where a token begins and ends in its text, in characters."""
+    """Where a token begins and ends in its text; `WORDS` are ASCII, so bytes and characters are the same."""
 
     @property
     def start(self) -> int: ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from server.errors import ModelError, TemplateError
@@ -24,7 +25,7 @@ BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A token of an input text; `start` and `stop` count characters of that text."""
+    """A token of an input text; `start` and `stop` count the text's UTF-8 bytes, as TGI does."""
 
     id: int
     text: str
@@ -65,10 +66,11 @@ class Tokenizer:
         return list(self._encoding(text, templated).ids)
 
     def pieces(self, text: str, templated: bool = False) -> list[Piece]:
-        """The same tokens with the characters each one covers."""
+        """The same tokens with the part of the text each one covers, whole characters always."""
         encoding = self._encoding(text, templated)
+        at = list(accumulate((len(character.encode()) for character in text), initial=0))  # bytes before a character
         return [
-            Piece(token_id, text[start:stop], start, stop)
+            Piece(token_id, text[start:stop], at[start], at[stop])
             for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
 

@@ -22,6 +22,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 #: Pure modules: the standard library, numpy, and these of their own half. Clocks and randomness come in as arguments.
 PURE = {
     "server/engine/scheduler.py": set(),
+    "server/api/openai/stops.py": set(),
     "loadtest/sse.py": set(),
     "loadtest/verdict.py": set(),
     "loadtest/plan.py": set(),

@@ -38,7 +38,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A token of a text; `start` and `stop` count its characters."""
+    """A token of a text; `start` and `stop` count its UTF-8 bytes."""
 
     start: int
     stop: int

@@ -107,12 +107,13 @@ def stream_headers(service: Service, caller: Caller, inputs: Iterable[str]) -> d
 
 
 def plain_headers(
-    service: Service, caller: Caller, stream: Stream, inputs: Iterable[str], prompt_tokens: int
+    service: Service, caller: Caller, stream: Stream, inputs: Iterable[str], prompt_tokens: int, new_tokens: int
 ) -> dict[str, str]:
-    """TGI's headers, and our timing where it is asked for. Several texts are told as one piece of work."""
+    """TGI's headers, and our timing where it is asked for; the counts are those of the answer. Several texts are told
+    as one piece of work.
+    """
     now = time.monotonic()
     requests = stream.requests
-    new_tokens = sum(request.new_tokens for request in requests)
     queued = requests[0].queued_s
     started = min(request.prefill_started_s or queued for request in requests)
     ended = max(request.last_token_s or started for request in requests)

@@ -82,13 +82,14 @@ def room(input_tokens: int, wanted: int | None, limits: Limits, prompt: str, new
 
     Raises: ValidationError where prompt and new tokens pass the compiled length.
     """
-    if input_tokens > limits.max_input_tokens:
-        refuse(prompt, f"must have less than {limits.max_input_tokens + 1} tokens. Given: {input_tokens}")
     left = limits.max_total_tokens - input_tokens
     if wanted is not None and wanted > left:
+        remedy = f"shorten the prompt or ask for at most {left}" if left > 0 else "shorten the prompt"
         refuse(
             prompt,
             f"tokens + `{new}` must be <= {limits.max_total_tokens}. Given: {input_tokens} `{prompt}` tokens and "
-            f"{wanted} `{new}`; shorten the prompt or ask for at most {left}",
+            f"{wanted} `{new}`; {remedy}",
         )
+    if input_tokens > limits.max_input_tokens:
+        refuse(prompt, f"must have less than {limits.max_input_tokens + 1} tokens. Given: {input_tokens}")
     return left if wanted is None else wanted

@@ -124,6 +124,7 @@ def test_sixteen_greedy_requests_that_join_and_leave_mid_decode_equal_generate_o
         ({"temperature": 0.7}, {"temperature": 0.7, "top_k": 0}),
         ({"top_k": 5}, {"top_k": 5}),
         ({"top_p": 0.6, "temperature": 1.3}, {"top_p": 0.6, "temperature": 1.3, "top_k": 0}),
+        ({"typical_p": 0.5}, {"typical_p": 0.5, "top_k": 0}),
         ({"repetition_penalty": 1.4, "top_k": 20}, {"repetition_penalty": 1.4, "top_k": 20}),
     ],
 )
@@ -147,14 +148,60 @@ def test_greedy_with_a_repetition_penalty_equals_generate(running: Running):
     assert expected != oracle(running, ids, 40, do_sample=False, min_new_tokens=40), "the penalty changes nothing here"
 
 
-def test_logprobs_are_the_models_own(running: Running):
+def test_no_text_ends_before_its_least_length(running: Running):
+    ends_early = [
+        seed for seed in range(40) if len(oracle(running, prompt(running, 9, seed), 30, do_sample=False)) < 20
+    ]
+    for seed in ends_early[:3]:
+        ids = prompt(running, 9, seed)
+        answer = Sent(running, ids, 30, Sampling(min_new_tokens=20)).tokens()
+        assert [token.id for token in answer] == oracle(running, ids, 30, do_sample=False, min_new_tokens=20)
+        assert len(answer) >= 20
+    if running.tokenizer.fast.get_vocab_size() < 300:  # the model of single bytes has two ids that end a text
+        assert ends_early, "no text ends early by itself: this shows nothing"
+
+
+def test_a_stop_string_before_the_least_length_does_not_end_the_text(running: Running):
+    ids = prompt(running, 25, 4)
+    whole = Sent(running, ids, 40, Sampling(ignore_eos=True)).tokens()
+    early = "".join(token.text for token in whole[:8])[3:6]
+    plain = Sent(running, ids, 40, Sampling(ignore_eos=True), stop=(early,)).tokens()
+    assert len(plain) <= 8
+    longer = Sent(running, ids, 40, Sampling(ignore_eos=True, min_new_tokens=20), stop=(early,)).tokens()
+    assert len(longer) >= 20
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(do_sample=True, seed=3, top_p=0.8, frequency_penalty=0.5)])
+def test_a_request_alone_and_a_request_in_company_are_equal_token_by_token(running: Running, sampling: Sampling):
+    # CPU, fp32, and a batch of fixed shape: that is the claim.
+    ids = prompt(running, 30, 9)
+    alone = Sent(running, ids, 60, sampling).tokens()
+    company = [Sent(running, prompt(running, 50 * i + 1, i), 20 * i + 5, Sampling()) for i in range(6)]
+    joined = Sent(running, ids, 60, sampling).tokens()
+    for each in company:
+        each.tokens()
+    assert [token.id for token in joined] == [token.id for token in alone]
+    for one, other in zip(joined, alone, strict=True):
+        assert one.score is not None
+        assert other.score is not None
+        assert one.score.logprob == pytest.approx(other.score.logprob, abs=1e-4)
+
+
+def test_scores_of_prompt_and_new_tokens_are_the_models_own(running: Running):
     ids = prompt(running, 20, 3)
-    answer = Sent(running, ids, 10, Sampling(ignore_eos=True)).tokens()
+    sent = Sent(running, ids, 10, Sampling(ignore_eos=True, top_n_tokens=4, prompt_logprobs=True))
+    answer = sent.tokens()
     whole = torch.tensor([ids + [token.id for token in answer]])
     with torch.inference_mode():
         plain = running.backend._model(whole, use_cache=False).logits.log_softmax(-1)[0]
-    for i, token in enumerate(answer):
-        assert token.logprob == pytest.approx(float(plain[len(ids) + i - 1, token.id]), abs=1e-3)
+    scores = [*sent.request.prompt_scores, *(token.score for token in answer)]
+    assert len(scores) == whole.shape[1] - 1
+    for place, score in enumerate(scores):
+        assert score is not None
+        assert score.logprob == pytest.approx(float(plain[place, whole[0, place + 1]]), abs=1e-3)
+        likeliest = plain[place].topk(4)
+        assert [logprob for _, logprob in score.top] == pytest.approx(likeliest.values.tolist(), abs=1e-3)
+        assert [token_id for token_id, _ in score.top] == likeliest.indices.tolist()
 
 
 def test_a_stop_string_ends_the_text_even_across_tokens(running: Running):

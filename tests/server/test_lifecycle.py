@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api import replies
+from server.backends.base import Sampling, Step
 from server.settings import Settings
 from server.tokenizer import Tokenizer
 from tests.server.scripted import ScriptedBackend
@@ -253,6 +255,31 @@ def test_a_client_that_hangs_up_on_a_plain_request_frees_its_slot_too(serve: Any
         answer = client.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 2}})
         assert answer.status_code == 200
         assert 'tgi_request_failure_total{err="dropped"} 3.0' in client.get("/metrics").text
+
+
+class SlowBackend(ScriptedBackend):
+    """Takes its time over every prompt."""
+
+    def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step | None:
+        time.sleep(0.7)
+        return super().prefill(slot, token_ids, sampling)
+
+
+@pytest.mark.parametrize("route", ["/generate_stream", "/v1/completions"])
+def test_a_silent_stream_is_kept_alive_with_comments(
+    serve: Any, splitting_folder: Path, monkeypatch: pytest.MonkeyPatch, route: str
+):
+    monkeypatch.setattr(replies, "SILENCE_S", 0.2)
+    with serve(Settings(), scripted(splitting_folder, SlowBackend())) as client:
+        body: dict[str, Any] = {"inputs": "hello", "parameters": {"max_new_tokens": 3, "ignore_eos": True}}
+        if route.startswith("/v1"):
+            body = {"prompt": "hello", "max_tokens": 3, "ignore_eos": True, "temperature": 0, "stream": True}
+        stream = client.post(route, json=body).text
+    blocks = stream.removesuffix("\n\n").split("\n\n")
+    assert blocks[:2] == [":", ":"]
+    assert all(block.startswith("data: ") for block in blocks if block != ":")
+    assert blocks.index(":") == 0, "the stream begins before its first token"
+    assert blocks.count(":") <= 4
 
 
 def test_a_backend_that_breaks_leaves_counters_that_add_up(serve: Any, splitting_folder: Path):

@@ -89,13 +89,14 @@ def test_truncate_keeps_the_end_of_the_prompt(demo: httpx.Client):
     assert last["details"]["input_length"] == 3
 
 
-def test_tokenize_gives_ids_and_the_characters_they_cover(demo: httpx.Client):
+def test_tokenize_gives_ids_and_the_bytes_they_cover(demo: httpx.Client):
     text = "A clock, 時計"
+    utf8 = text.encode()
     pieces = demo.post("/tokenize", json={"inputs": text}).json()
     assert all(set(piece) == {"id", "text", "start", "stop"} for piece in pieces)
-    assert all(piece["text"] == text[piece["start"] : piece["stop"]] for piece in pieces)
+    assert all(piece["text"] == utf8[piece["start"] : piece["stop"]].decode() for piece in pieces)
     assert pieces[0]["start"] == pieces[0]["stop"] == 0, "the special token covers nothing"
-    assert pieces[-1]["stop"] == len(text)
+    assert pieces[-1]["stop"] == len(utf8)
 
 
 def test_timing_is_one_event_more_only_for_those_who_ask(demo: httpx.Client):
@@ -218,10 +219,34 @@ def test_info_has_tgis_keys_and_our_settings(demo: httpx.Client):
     assert info["settings"]["threads"] == 1
 
 
-def test_the_openapi_description_names_every_route(demo: httpx.Client):
-    paths = demo.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/generate", "/generate_stream", "/tokenize", "/health", "/info", "/metrics"}
-    assert demo.get("/docs").status_code == 200
+def test_pages_of_any_origin_may_ask(demo: httpx.Client):
+    asked = {"origin": "https://example.org", "access-control-request-method": "POST"}
+    allowed = demo.options("/generate", headers=asked | {"access-control-request-headers": "content-type"})
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "*")
+    reply = demo.post("/tokenize", json={"inputs": "a"}, headers={"origin": "https://example.org"})
+    assert reply.headers["access-control-allow-origin"] == "*"
+
+
+def test_the_times_of_a_plain_reply_add_up(demo: httpx.Client):
+    body = {"inputs": PROMPT, "parameters": {"max_new_tokens": 40, "ignore_eos": True}}
+    headers = demo.post("/generate", json=body, headers={"x-tokenclock-timing": "1"}).headers
+    whole = int(headers["x-total-time"])
+    parts = [int(headers[f"x-{part}-time"]) for part in ("validation", "queue", "inference")]
+    assert whole >= sum(parts) > 0
+    assert float(headers["x-compute-time"]) * 1000 == pytest.approx(whole, abs=1)
+    assert int(headers["x-time-per-token"]) == pytest.approx(parts[2] / 40, abs=1)
+    timing = json.loads(headers["x-tokenclock-timing"])
+    assert (timing["prefill_s"] + timing["decode_s"]) * 1000 == pytest.approx(parts[2], abs=1.1)
+    assert timing["queue_s"] * 1000 == pytest.approx(parts[0] + parts[1], abs=2.1), "the body's reading is in it"
+
+
+def test_of_several_texts_the_likeliest_is_the_answer(demo: httpx.Client):
+    details = ask(demo, max_new_tokens=6, best_of=4, do_sample=True, ignore_eos=True, details=True)["details"]
+    assert len(details["best_of_sequences"]) == 3
+    means = [sum(token["logprob"] for token in each["tokens"]) / 6 for each in [details, *details["best_of_sequences"]]]
+    assert means[0] == max(means)
+    assert len(set(means)) == 4
+    assert len({each["seed"] for each in [details, *details["best_of_sequences"]]}) == 4
 
 
 @pytest.mark.parametrize(

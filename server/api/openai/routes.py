@@ -106,7 +106,7 @@ async def replied(
     texts = await replies.whole(request, stream)
     if texts is None:
         return Response(status_code=replies.CLIENT_CLOSED_REQUEST)
-    headers = replies.plain_headers(service, caller, stream, inputs, prompt_tokens)
+    headers = replies.plain_headers(service, caller, stream, inputs, prompt_tokens, sum(map(len, texts)))
     return replies.json_reply(answer.whole(texts), headers)
 
 

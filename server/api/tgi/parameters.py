@@ -25,6 +25,7 @@ from server.api.validation import (
 from server.backends.base import Limits, Sampling
 from server.engine.engine import Engine
 from server.engine.request import Task
+from server.errors import ValidationError
 
 MAX_TOP_N_TOKENS = 5
 #: TGI's parameters that this server doesn't have, with the value that asks for nothing.
@@ -64,7 +65,7 @@ def checked_best_of(asked: Parameters, limits: Limits, streamed: bool, most: int
         refuse("best_of", f"must be > 0 and <= {most}. Given: {best_of}")
     if best_of > 1:
         if not samples(asked):
-            refuse("best_of", "> 1 needs sampling: set `do_sample`")
+            raise ValidationError("you must use sampling when `best_of` is > 1: set `do_sample`", param="best_of")
         if asked.seed is not None:
             refuse("seed", "must not be set when `best_of` > 1")
         if not limits.tells_scores:

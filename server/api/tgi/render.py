@@ -45,9 +45,13 @@ async def events(body: GenerateRequest, stream: Stream, timing: bool) -> AsyncIt
         yield replies.timing_event(stream)
 
 
-def answer(body: GenerateRequest, stream: Stream, texts: Sequence[Sequence[Token]]) -> dict[str, Any]:
-    """A plain answer: of several texts the likeliest by its mean log probability, the others in its details."""
-    best = max(range(len(texts)), key=lambda index: mean_logprob(texts[index]) if len(texts) > 1 else 0.0)
+def likeliest(texts: Sequence[Sequence[Token]]) -> int:
+    """Which text has the highest mean log probability; of one alone, whatever its backend tells, that one."""
+    return max(range(len(texts)), key=lambda index: mean_logprob(texts[index]))
+
+
+def answer(body: GenerateRequest, stream: Stream, texts: Sequence[Sequence[Token]], best: int) -> dict[str, Any]:
+    """A plain answer: text number `best`, the others in its details."""
     reply: dict[str, Any] = {"generated_text": prefix(body) + readable(texts[best])}
     if body.parameters.details or body.parameters.decoder_input_details:
         reply["details"] = details(stream.requests[best], texts[best], stream.tokenizer)

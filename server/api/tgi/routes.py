@@ -16,7 +16,7 @@ from server.api.openai.schemas import ChatRequest
 from server.api.refusals import TGI_RESPONSES
 from server.api.served import Called, Caller, Served, admit, off_the_loop
 from server.api.tgi.parameters import tasks_of
-from server.api.tgi.render import answer, events
+from server.api.tgi.render import answer, events, likeliest
 from server.api.tgi.schemas import (
     ChatTokenizeResponse,
     CompatGenerateRequest,
@@ -90,9 +90,10 @@ async def plainly(
     texts = await replies.whole(request, stream)
     if texts is None:
         return Response(status_code=replies.CLIENT_CLOSED_REQUEST)
-    reply = answer(body, stream, texts)
-    prompt_tokens = len(stream.requests[0].task.token_ids)
-    headers = replies.plain_headers(service, caller, stream, [body.inputs], prompt_tokens)
+    best = likeliest(texts)
+    reply = answer(body, stream, texts, best)
+    prompt_tokens = len(stream.requests[best].task.token_ids)
+    headers = replies.plain_headers(service, caller, stream, [body.inputs], prompt_tokens, len(texts[best]))
     return replies.json_reply([reply] if in_a_list else reply, headers)
 
 
