@@ -14,12 +14,14 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 help:            ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1: /p' Makefile
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt tests/contract/hub2.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"tokenclock needs Python >= 3.11; {sys.executable} is {sys.version.split()[0]}: say make PYTHON=/path/to/python3.11")'
 	@$(PYTHON) -m venv .venv
 	@echo 'installing into ./.venv: some minutes, most of them PyTorch'
 	@$(BIN)/pip install -qq --disable-pip-version-check --retries 1 --timeout 20 --extra-index-url $(TORCH_INDEX) --constraint constraints.txt torch
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(PYTHON) -m venv .venv/hub2
+	@.venv/hub2/bin/pip install --quiet --disable-pip-version-check --requirement tests/contract/hub2.txt
 	@touch $@
 
 install: .venv/installed ## make ./.venv with everything

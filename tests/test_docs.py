@@ -69,10 +69,17 @@ def test_every_promise_names_a_test_that_exists():
 
 
 def test_the_wire_page_names_every_route_and_parameter():
-    from server.api.schemas import Parameters
+    from server.api.openai.schemas import ChatRequest, CompletionRequest
+    from server.api.tgi.schemas import Parameters
+    from server.app import create_app
+    from server.settings import Settings
 
     page = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
-    assert [name for name in Parameters.model_fields if f"`{name}`" not in page] == []
+    names = [name for model in (Parameters, ChatRequest, CompletionRequest) for name in model.model_fields]
+    assert len(names) > 60
+    assert [name for name in names if f"`{name}`" not in page] == []
+    routes = create_app(Settings()).openapi()["paths"]
+    assert [route for route in routes if f"{route}`" not in page] == []
 
 
 def test_the_readme_names_the_two_commands_and_every_verdict():
