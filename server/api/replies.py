@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -16,9 +16,9 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.api import sse
-from server.api.served import Caller
+from server.api.served import Call
 from server.engine.request import Token
-from server.service import Service, Stream
+from server.service import Stream
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's word; nobody reads it
 SILENCE_S = 15.0  # then a comment keeps proxies from giving the stream up; axum's interval
@@ -33,8 +33,10 @@ def json_reply(payload: Any, headers: dict[str, str] | None = None, status: int 
 class StreamReply(StreamingResponse):
     """Leaves the stream however the response ends, even if its first byte was never asked for."""
 
-    def __init__(self, stream: Stream, content: AsyncIterator[bytes], headers: dict[str, str]) -> None:
-        super().__init__(content, headers=headers | {"content-type": sse.MEDIA_TYPE})  # bare, as TGI's
+    def __init__(self, call: Call, stream: Stream, prompts: Sequence[str], content: AsyncIterator[bytes]) -> None:
+        unbuffered = {"x-accel-buffering": "no", "cache-control": "no-cache"}
+        kind = {"content-type": sse.MEDIA_TYPE}  # bare, as TGI's
+        super().__init__(content, headers=common_headers(call, prompts) | unbuffered | kind)
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +66,7 @@ class StreamReply(StreamingResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def whole(request: Request, stream: Stream) -> list[list[Token]] | None:
+async def whole(call: Call, stream: Stream) -> list[list[Token]] | None:
     """The tokens of every text, or None where the client hung up first.
 
     Raises: what iterating over the stream raises.
@@ -77,7 +79,7 @@ async def whole(request: Request, stream: Stream) -> list[list[Token]] | None:
         return texts
 
     with stream:
-        return await unless_gone(request, collect())
+        return await unless_gone(call.request, collect())
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
@@ -96,18 +98,16 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | Non
         gone.cancel()
 
 
-def stream_headers(service: Service, caller: Caller, inputs: Iterable[str]) -> dict[str, str]:
+def common_headers(call: Call, prompts: Sequence[str]) -> dict[str, str]:
     return {
-        "x-request-id": caller.request_id,
-        "x-compute-type": service.settings.backend,
-        "x-compute-characters": str(sum(map(len, inputs))),
-        "x-accel-buffering": "no",
-        "cache-control": "no-cache",
+        "x-request-id": call.id,
+        "x-compute-type": call.service.settings.backend,
+        "x-compute-characters": str(sum(map(len, prompts))),
     }
 
 
 def plain_headers(
-    service: Service, caller: Caller, stream: Stream, inputs: Iterable[str], prompt_tokens: int, new_tokens: int
+    call: Call, stream: Stream, prompts: Sequence[str], prompt_tokens: int, new_tokens: int
 ) -> dict[str, str]:
     """TGI's headers, and our timing where it is asked for; the counts are those of the answer. Several texts are told
     as one piece of work.
@@ -118,19 +118,17 @@ def plain_headers(
     started = min(request.prefill_started_s or queued for request in requests)
     ended = max(request.last_token_s or started for request in requests)
     headers = {
-        "x-request-id": caller.request_id,
-        "x-compute-type": service.settings.backend,
-        "x-compute-time": f"{now - caller.arrived_s:.6f}",
-        "x-compute-characters": str(sum(map(len, inputs))),
-        "x-total-time": milliseconds(now - caller.arrived_s),
-        "x-validation-time": milliseconds(queued - caller.arrived_s),
+        **common_headers(call, prompts),
+        "x-compute-time": f"{now - call.arrived_s:.6f}",
+        "x-total-time": milliseconds(now - call.arrived_s),
+        "x-validation-time": milliseconds(queued - call.arrived_s),
         "x-queue-time": milliseconds(started - queued),
         "x-inference-time": milliseconds(ended - started),
         "x-time-per-token": milliseconds((ended - started) / new_tokens),
         "x-prompt-tokens": str(prompt_tokens),
         "x-generated-tokens": str(new_tokens),
     }
-    if caller.wants_timing:
+    if call.wants_timing:
         headers["x-tokenclock-timing"] = orjson.dumps(timing(stream)).decode()
     return headers
 

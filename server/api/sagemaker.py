@@ -61,15 +61,13 @@ async def body_of(request: Request, service: Served) -> Body:
     responses={200: {"content": {sse.MEDIA_TYPE: {}}}, **BOTH_RESPONSES},
     openapi_extra=request_body(*BODIES.values()),
 )
-async def invocations(
-    body: Annotated[Body, Depends(body_of)], service: Served, request: Request, caller: Called
-) -> Response:
+async def invocations(body: Annotated[Body, Depends(body_of)], call: Called) -> Response:
     """Generate, in the protocol of the body; `"stream": true` streams."""
     match body:
         case ChatRequest():
-            return await openai.chat(body, service, request, caller)
+            return await openai.chat(body, call)
         case CompletionRequest():
-            return await openai.complete(body, service, request, caller)
+            return await openai.complete(body, call)
         case CompatGenerateRequest():
-            return await tgi.compat(body, service, request, caller)
+            return await tgi.compat(body, call)
     raise AssertionError(f"no route for {type(body)}")

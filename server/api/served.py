@@ -1,4 +1,4 @@
-"""What every route is given: the service, and who asks; and the one door to the engine."""
+"""What every route is given: the service, and the call to it; and the one door to the engine."""
 
 from __future__ import annotations
 
@@ -30,8 +30,12 @@ Served = Annotated[Service, Depends(service_of)]
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    request_id: str
+class Call:
+    """One HTTP request that wants texts generated."""
+
+    service: Service
+    request: Request
+    id: str  # `x-request-id`
     arrived_s: float  # monotonic seconds, before the body was read
     wants_timing: bool
 
@@ -54,17 +58,18 @@ def request_id_of(request: Request) -> str:
     )
 
 
-async def caller_of(
+async def call_of(
     request: Request,
     service: Served,
     x_request_id: Annotated[str | None, Header(description="echoed; made where absent")] = None,  # noqa: ARG001
     x_tokenclock_timing: Annotated[str | None, Header(description="1: say where the time went")] = None,
-) -> Caller:
+) -> Call:
     with counted(service.metrics):
-        return Caller(request_id_of(request), request.scope["arrived_s"], x_tokenclock_timing == "1")
+        request_id = request_id_of(request)
+    return Call(service, request, request_id, request.scope["arrived_s"], x_tokenclock_timing == "1")
 
 
-Called = Annotated[Caller, Depends(caller_of)]
+Called = Annotated[Call, Depends(call_of)]
 
 
 @contextmanager
@@ -77,14 +82,14 @@ def counted(metrics: Metrics) -> Iterator[None]:
         raise
 
 
-async def admit(service: Service, caller: Caller, prepare: Callable[[Engine], Awaitable[Sequence[Task]]]) -> Stream:
+async def admit(call: Call, prepare: Callable[[Engine], Awaitable[Sequence[Task]]]) -> Stream:
     """Queue the texts that `prepare` makes of a request.
 
     Raises: what `prepare` raises; Overloaded; Unavailable. Each is counted.
     """
-    with counted(service.metrics):
-        tasks = await prepare(service.require_ready())
-        return service.open(caller.request_id, tasks, caller.arrived_s)
+    with counted(call.service.metrics):
+        tasks = await prepare(call.service.require_ready())
+        return call.service.open(call.id, tasks, call.arrived_s)
 
 
 async def off_the_loop(work: Callable[[], T], characters: int) -> T:

@@ -46,6 +46,7 @@ Delivery = Token | Failure
 class Task:
     """One text to generate, validated: 1 <= len(token_ids), and prompt and new tokens fit the backend."""
 
+    prompt: str  # what `token_ids` spell
     token_ids: tuple[int, ...]
     max_new_tokens: int
     sampling: Sampling

@@ -59,7 +59,7 @@ class Run:
 
     def request(self, ids: tuple[int, ...], new_tokens: int) -> tuple[Request, queue.SimpleQueue[Delivery]]:
         inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        request = Request("r", Task(ids, new_tokens, Sampling(ignore_eos=True)), inbox.put)
+        request = Request("r", Task("", ids, new_tokens, Sampling(ignore_eos=True)), inbox.put)
         return request, inbox
 
     def value(self, series: str, **labels: str) -> float:

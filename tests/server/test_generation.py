@@ -64,7 +64,7 @@ class Sent:
         self, running: Running, ids: list[int], new_tokens: int, sampling: Sampling, stop: tuple[str, ...] = ()
     ):
         self.inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        self.request = Request("r", Task(tuple(ids), new_tokens, sampling, stop), self.inbox.put)
+        self.request = Request("r", Task("", tuple(ids), new_tokens, sampling, stop), self.inbox.put)
         running.engine.submit(self.request)
 
     def tokens(self) -> list[Token]:

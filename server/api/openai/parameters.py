@@ -59,16 +59,16 @@ NOT_SUPPORTED: dict[str, tuple[object, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    text: str
-    token_ids: tuple[int, ...]
+class Wish:
+    """How many new tokens are asked for, and under which names."""
+
+    prompt: str
+    param: str
+    new_tokens: int | None
 
 
-def checked(body: OpenAiRequest, served: str, most_texts: int, prompts: int) -> int:
-    """Texts for each prompt, where nothing stands in the way that needs no model to be seen.
-
-    Raises: NotServed, ValidationError.
-    """
+def checked(body: OpenAiRequest, served: str, most_texts: int, prompts: int) -> None:
+    """Raises: NotServed, ValidationError, where that needs no model to be seen."""
     if body.model is not None and body.model not in (served, *ANY_MODEL):
         raise NotServed(
             f"The model {body.model!r} does not exist here: ask for {served!r}, or leave `model` out", param="model"
@@ -86,50 +86,46 @@ def checked(body: OpenAiRequest, served: str, most_texts: int, prompts: int) -> 
     if n < 1 or n * prompts > most_texts:
         given = f"{n}" if prompts == 1 else f"{n}, with {prompts} prompts"
         refuse("n", f"must be at least 1, and at most {most_texts} texts come of one request. Given: {given}")
-    return n
 
 
-async def chat_tasks(
-    body: ChatRequest, engine: Engine, served: str, most_texts: int
-) -> tuple[list[Prompt], list[Task]]:
-    """The prompt that the conversation is, and a task for each choice.
+async def chat_tasks(body: ChatRequest, engine: Engine, served: str, most_texts: int) -> list[Task]:
+    """A task for each choice.
 
     Raises: RequestError.
     """
-    n = checked(body, served, most_texts, 1)
+    limits, tokenizer = engine.backend.limits, engine.tokenizer
+    checked(body, served, most_texts, 1)
     if body.top_logprobs and not body.logprobs:
         refuse("top_logprobs", "needs `logprobs`: set it to true")
     if body.logprobs:
-        needs_scores(engine.backend.limits)
+        needs_scores(limits)
     top_n = likeliest("top_logprobs", body.top_logprobs, MOST_CHAT_LOGPROBS)
-    sampling = sampling_of(body, engine.backend.limits, top_n, "top_logprobs")
-    text = await written(body.messages, engine.tokenizer)
-    token_ids = await off_the_loop(lambda: engine.tokenizer.encode(text, templated=True), len(text))
-    prompts = [Prompt(text, tuple(token_ids))]
-    name = "max_completion_tokens" if body.max_completion_tokens is not None else "max_tokens"
-    wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return prompts, tasks(body, prompts, n, sampling, wanted, engine.backend.limits, ("messages", name))
+    sampling = sampling_of(body, limits, top_n, "top_logprobs")
+    text = await written(body.messages, tokenizer)
+    token_ids = await off_the_loop(lambda: tokenizer.encode(text, templated=True), len(text))
+    if body.max_completion_tokens is not None:
+        wish = Wish("messages", "max_completion_tokens", body.max_completion_tokens)
+    else:
+        wish = Wish("messages", "max_tokens", body.max_tokens)
+    return tasks(body, [(text, token_ids)], sampling, wish, limits)
 
 
-async def completion_tasks(
-    body: CompletionRequest, engine: Engine, served: str, most_texts: int
-) -> tuple[list[Prompt], list[Task]]:
-    """The prompts, and n tasks for each, one prompt after the other.
+async def completion_tasks(body: CompletionRequest, engine: Engine, served: str, most_texts: int) -> list[Task]:
+    """n tasks for each prompt, one prompt after the other.
 
     Raises: RequestError.
     """
+    limits, tokenizer = engine.backend.limits, engine.tokenizer
     given = listed(body.prompt)
-    n = checked(body, served, most_texts, len(given))
-    limits = engine.backend.limits
+    checked(body, served, most_texts, len(given))
     if body.logprobs is not None:
         needs_scores(limits)
     top_n = likeliest("logprobs", body.logprobs, MOST_COMPLETION_LOGPROBS)
     echoed = bool(body.echo) and body.logprobs is not None
     sampling = sampling_of(body, limits, top_n, "logprobs", prompt_logprobs=echoed)
-    characters = sum(map(len, given))
-    prompts = await off_the_loop(lambda: [tokenized(each, engine.tokenizer, limits) for each in given], characters)
-    wanted = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    return prompts, tasks(body, prompts, n, sampling, wanted, limits, ("prompt", "max_tokens"))
+    prompts = await off_the_loop(lambda: [tokenized(each, tokenizer, limits) for each in given], sum(map(len, given)))
+    wish = Wish("prompt", "max_tokens", COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens)
+    return tasks(body, prompts, sampling, wish, limits)
 
 
 def listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str] | list[list[int]]:
@@ -143,12 +139,12 @@ def listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str] |
     return prompt
 
 
-def tokenized(prompt: str | list[int], tokenizer: Tokenizer, limits: Limits) -> Prompt:
-    """Token ids are taken as they stand; a text gets the special tokens that the model wants around it."""
+def tokenized(prompt: str | list[int], tokenizer: Tokenizer, limits: Limits) -> tuple[str, list[int]]:
+    """A prompt's text and token ids. Ids are taken as they stand; a text gets the special tokens the model wants."""
     if isinstance(prompt, str):
-        return Prompt(prompt, tuple(tokenizer.encode(prompt)))
+        return prompt, tokenizer.encode(prompt)
     checked_ids(prompt, limits, "prompt")
-    return Prompt(tokenizer.decode(prompt), tuple(prompt))
+    return tokenizer.decode(prompt), prompt
 
 
 def needs_scores(limits: Limits) -> None:
@@ -202,29 +198,26 @@ def sampling_of(
 
 def tasks(
     body: OpenAiRequest,
-    prompts: Sequence[Prompt],
-    n: int,
+    prompts: Sequence[tuple[str, Sequence[int]]],
     sampling: Sampling,
-    wanted: int | None,
+    wish: Wish,
     limits: Limits,
-    names: tuple[str, str],
 ) -> list[Task]:
-    """`names` are those of the prompt and of the wish for new tokens."""
-    prompt_name, wish = names
-    if wanted is not None and wanted < 1:
-        refuse(wish, f"must be at least 1. Given: {wanted}")
+    if wish.new_tokens is not None and wish.new_tokens < 1:
+        refuse(wish.param, f"must be at least 1. Given: {wish.new_tokens}")
     made = []
-    for prompt in prompts:
-        if not prompt.token_ids:
-            refuse(prompt_name, "cannot be empty")
-        checked_ids(prompt.token_ids, limits, prompt_name)
-        new_tokens = room(len(prompt.token_ids), wanted, limits, prompt_name, wish)
+    for text, token_ids in prompts:
+        if not token_ids:
+            refuse(wish.prompt, "cannot be empty")
+        new_tokens = room(len(token_ids), wish.new_tokens, limits, wish.prompt, wish.param)
+        checked_ids(token_ids, limits, wish.prompt)
         if body.min_tokens is not None and body.min_tokens > new_tokens:
             refuse(
                 "min_tokens", f"must be at most {new_tokens}, which is all that may follow. Given: {body.min_tokens}"
             )
         made += [
-            Task(prompt.token_ids, new_tokens, drawn(sampling, limits, choice), stops(body)) for choice in range(n)
+            Task(text, tuple(token_ids), new_tokens, drawn(sampling, limits, choice), stops(body))
+            for choice in range(body.n or 1)
         ]
     return made
 

@@ -90,12 +90,10 @@ class ChatChoice:
 
 
 class CompletionChoice:
-    def __init__(
-        self, index: int, body: CompletionRequest, prompt: str, request: Request, tokenizer: Tokenizer
-    ) -> None:
+    def __init__(self, index: int, body: CompletionRequest, request: Request, tokenizer: Tokenizer) -> None:
         self._index = index
         self._logprobs = body.logprobs is not None
-        self._echoed = prompt if body.echo else ""
+        self._echoed = request.task.prompt if body.echo else ""
         self._request = request
         self._visible = Visible(request.task.stop)
         self._tokenizer = tokenizer

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 
 from server.api import replies, sse
 from server.api.body import json_body, request_body
-from server.api.openai.parameters import Prompt, chat_tasks, completion_tasks
+from server.api.openai.parameters import chat_tasks, completion_tasks
 from server.api.openai.render import Answer, ChatChoice, Choice, CompletionChoice
 from server.api.openai.schemas import (
     ChatCompletion,
@@ -24,9 +24,7 @@ from server.api.openai.schemas import (
     OpenAiRequest,
 )
 from server.api.refusals import OPENAI_RESPONSES
-from server.api.served import Called, Caller, Served, admit
-from server.engine.engine import Engine
-from server.engine.request import Task
+from server.api.served import Call, Called, Served, admit
 from server.errors import NotServed
 from server.service import Service, Stream
 
@@ -37,76 +35,48 @@ STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {sse.MEDIA_TYPE: {}
 @router.post(
     "/chat/completions", response_model=ChatCompletion, responses=STREAMS, openapi_extra=request_body(ChatRequest)
 )
-async def chat_completions(
-    body: Annotated[ChatRequest, Depends(json_body(ChatRequest))], service: Served, request: Request, caller: Called
-) -> Response:
+async def chat_completions(body: Annotated[ChatRequest, Depends(json_body(ChatRequest))], call: Called) -> Response:
     """The next message of a conversation, as the model's chat template has it."""
-    return await chat(body, service, request, caller)
+    return await chat(body, call)
 
 
 @router.post(
     "/completions", response_model=Completion, responses=STREAMS, openapi_extra=request_body(CompletionRequest)
 )
 async def completions(
-    body: Annotated[CompletionRequest, Depends(json_body(CompletionRequest))],
-    service: Served,
-    request: Request,
-    caller: Called,
+    body: Annotated[CompletionRequest, Depends(json_body(CompletionRequest))], call: Called
 ) -> Response:
     """What follows a prompt, or each of several."""
-    return await complete(body, service, request, caller)
+    return await complete(body, call)
 
 
-async def chat(body: ChatRequest, service: Service, request: Request, caller: Caller) -> Response:
-    prompts: list[Prompt] = []
-
-    async def prepare(engine: Engine) -> Sequence[Task]:
-        found, tasks = await chat_tasks(body, engine, service.model_name, service.settings.max_client_batch_size)
-        prompts.extend(found)
-        return tasks
-
-    stream = await admit(service, caller, prepare)
-    choices = [ChatChoice(index, body, each, stream.tokenizer) for index, each in enumerate(stream.requests)]
-    return await replied("chat.completion", body, service, request, caller, stream, choices, prompts)
+async def chat(body: ChatRequest, call: Call) -> Response:
+    served, most = call.service.model_name, call.service.settings.max_client_batch_size
+    stream = await admit(call, lambda engine: chat_tasks(body, engine, served, most))
+    choices = [ChatChoice(index, body, request, stream.tokenizer) for index, request in enumerate(stream.requests)]
+    return await replied("chat.completion", body, call, stream, choices)
 
 
-async def complete(body: CompletionRequest, service: Service, request: Request, caller: Caller) -> Response:
-    prompts: list[Prompt] = []
-
-    async def prepare(engine: Engine) -> Sequence[Task]:
-        found, tasks = await completion_tasks(body, engine, service.model_name, service.settings.max_client_batch_size)
-        prompts.extend(found)
-        return tasks
-
-    stream = await admit(service, caller, prepare)
-    n = len(stream.requests) // len(prompts)
+async def complete(body: CompletionRequest, call: Call) -> Response:
+    served, most = call.service.model_name, call.service.settings.max_client_batch_size
+    stream = await admit(call, lambda engine: completion_tasks(body, engine, served, most))
     choices = [
-        CompletionChoice(index, body, prompts[index // n].text, each, stream.tokenizer)
-        for index, each in enumerate(stream.requests)
+        CompletionChoice(index, body, request, stream.tokenizer) for index, request in enumerate(stream.requests)
     ]
-    return await replied("text_completion", body, service, request, caller, stream, choices, prompts)
+    return await replied("text_completion", body, call, stream, choices)
 
 
-async def replied(
-    kind: str,
-    body: OpenAiRequest,
-    service: Service,
-    request: Request,
-    caller: Caller,
-    stream: Stream,
-    choices: Sequence[Choice],
-    prompts: Sequence[Prompt],
-) -> Response:
-    prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-    inputs = [prompt.text for prompt in prompts]
-    answer = Answer(kind, body, stream, choices, service.model_name, prompt_tokens)
+async def replied(kind: str, body: OpenAiRequest, call: Call, stream: Stream, choices: Sequence[Choice]) -> Response:
+    prompted = [request.task for request in stream.requests[:: body.n or 1]]  # every prompt once
+    prompts = [task.prompt for task in prompted]
+    prompt_tokens = sum(len(task.token_ids) for task in prompted)
+    answer = Answer(kind, body, stream, choices, call.service.model_name, prompt_tokens)
     if body.stream:
-        headers = replies.stream_headers(service, caller, inputs)
-        return replies.StreamReply(stream, answer.events(caller.wants_timing), headers)
-    texts = await replies.whole(request, stream)
+        return replies.StreamReply(call, stream, prompts, answer.events(call.wants_timing))
+    texts = await replies.whole(call, stream)
     if texts is None:
         return Response(status_code=replies.CLIENT_CLOSED_REQUEST)
-    headers = replies.plain_headers(service, caller, stream, inputs, prompt_tokens, sum(map(len, texts)))
+    headers = replies.plain_headers(call, stream, prompts, prompt_tokens, sum(map(len, texts)))
     return replies.json_reply(answer.whole(texts), headers)
 
 

@@ -50,9 +50,12 @@ async def tasks_of(body: GenerateRequest, engine: Engine, streamed: bool, most_t
         )
     token_ids = await off_the_loop(lambda: tokenizer.encode(body.inputs), len(body.inputs))
     token_ids = token_ids[-asked.truncate :] if asked.truncate else token_ids
-    checked_ids(token_ids, limits, "inputs")
     new_tokens = room(len(token_ids), asked.max_new_tokens, limits, "inputs", "max_new_tokens")
-    return [Task(tuple(token_ids), new_tokens, drawn(sampling, limits), tuple(asked.stop)) for _ in range(best_of)]
+    checked_ids(token_ids, limits, "inputs")
+    return [
+        Task(body.inputs, tuple(token_ids), new_tokens, drawn(sampling, limits), tuple(asked.stop))
+        for _ in range(best_of)
+    ]
 
 
 def checked_best_of(asked: Parameters, limits: Limits, streamed: bool, most: int) -> int:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 
 from server.api import replies, sse
 from server.api.body import json_body, request_body
 from server.api.openai.messages import written
 from server.api.openai.schemas import ChatRequest
 from server.api.refusals import TGI_RESPONSES
-from server.api.served import Called, Caller, Served, admit, off_the_loop
+from server.api.served import Call, Called, Served, admit, off_the_loop
 from server.api.tgi.parameters import tasks_of
 from server.api.tgi.render import answer, events, likeliest
 from server.api.tgi.schemas import (
@@ -26,20 +26,14 @@ from server.api.tgi.schemas import (
     StreamResponse,
 )
 from server.api.validation import refuse
-from server.service import Service
 
 router = APIRouter(tags=["TGI"], responses=TGI_RESPONSES)
 
 
 @router.post("/generate", response_model=GenerateResponse, openapi_extra=request_body(GenerateRequest))
-async def generate(
-    body: Annotated[GenerateRequest, Depends(json_body(GenerateRequest))],
-    service: Served,
-    request: Request,
-    caller: Called,
-) -> Response:
+async def generate(body: Annotated[GenerateRequest, Depends(json_body(GenerateRequest))], call: Called) -> Response:
     """The whole answer."""
-    return await plainly(body, service, request, caller)
+    return await plainly(body, call)
 
 
 @router.post(
@@ -49,10 +43,10 @@ async def generate(
     openapi_extra=request_body(GenerateRequest),
 )
 async def generate_stream(
-    body: Annotated[GenerateRequest, Depends(json_body(GenerateRequest))], service: Served, caller: Called
+    body: Annotated[GenerateRequest, Depends(json_body(GenerateRequest))], call: Called
 ) -> Response:
     """One event a token."""
-    return await streamed(body, service, caller)
+    return await streamed(body, call)
 
 
 @router.post(
@@ -62,46 +56,36 @@ async def generate_stream(
     openapi_extra=request_body(CompatGenerateRequest),
 )
 async def compat_generate(
-    body: Annotated[CompatGenerateRequest, Depends(json_body(CompatGenerateRequest))],
-    service: Served,
-    request: Request,
-    caller: Called,
+    body: Annotated[CompatGenerateRequest, Depends(json_body(CompatGenerateRequest))], call: Called
 ) -> Response:
     """`/generate_stream` with `"stream": true`; without it `/generate` in a list, as the hub's own API has it."""
-    return await compat(body, service, request, caller)
+    return await compat(body, call)
 
 
-async def compat(body: CompatGenerateRequest, service: Service, request: Request, caller: Caller) -> Response:
-    if (
-        body.parameters.return_full_text is None
-    ):  # TGI's default here for a text-generation model, and for no other route
+async def compat(body: CompatGenerateRequest, call: Call) -> Response:
+    if body.parameters.return_full_text is None:  # TGI's default of this route, for a text-generation model
         parameters = body.parameters.model_copy(update={"return_full_text": True})
         body = body.model_copy(update={"parameters": parameters})
-    if body.stream:
-        return await streamed(body, service, caller)
-    return await plainly(body, service, request, caller, in_a_list=True)
+    return await streamed(body, call) if body.stream else await plainly(body, call, in_a_list=True)
 
 
-async def plainly(
-    body: GenerateRequest, service: Service, request: Request, caller: Caller, in_a_list: bool = False
-) -> Response:
-    most = service.settings.max_client_batch_size
-    stream = await admit(service, caller, lambda engine: tasks_of(body, engine, False, most))
-    texts = await replies.whole(request, stream)
+async def plainly(body: GenerateRequest, call: Call, in_a_list: bool = False) -> Response:
+    most = call.service.settings.max_client_batch_size
+    stream = await admit(call, lambda engine: tasks_of(body, engine, False, most))
+    texts = await replies.whole(call, stream)
     if texts is None:
         return Response(status_code=replies.CLIENT_CLOSED_REQUEST)
     best = likeliest(texts)
     reply = answer(body, stream, texts, best)
     prompt_tokens = len(stream.requests[best].task.token_ids)
-    headers = replies.plain_headers(service, caller, stream, [body.inputs], prompt_tokens, len(texts[best]))
+    headers = replies.plain_headers(call, stream, [body.inputs], prompt_tokens, len(texts[best]))
     return replies.json_reply([reply] if in_a_list else reply, headers)
 
 
-async def streamed(body: GenerateRequest, service: Service, caller: Caller) -> Response:
-    most = service.settings.max_client_batch_size
-    stream = await admit(service, caller, lambda engine: tasks_of(body, engine, True, most))
-    headers = replies.stream_headers(service, caller, [body.inputs])
-    return replies.StreamReply(stream, events(body, stream, caller.wants_timing), headers)
+async def streamed(body: GenerateRequest, call: Call) -> Response:
+    most = call.service.settings.max_client_batch_size
+    stream = await admit(call, lambda engine: tasks_of(body, engine, True, most))
+    return replies.StreamReply(call, stream, [body.inputs], events(body, stream, call.wants_timing))
 
 
 @router.post("/tokenize", response_model=list[SimpleToken], openapi_extra=request_body(GenerateRequest))
