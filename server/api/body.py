@@ -6,10 +6,12 @@ Types are read strictly, as TGI and OpenAI read them: "2" is no number. NaN and 
 from __future__ import annotations
 
 import contextlib
+import reprlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pydantic
+import pydantic_core
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator
 from starlette.requests import ClientDisconnect
@@ -52,13 +54,16 @@ def json_body(model: type[M], generates: bool = True) -> Callable[..., Awaitable
 
     async def body(request: Request, service: Served) -> M:
         with counted(service.metrics) if generates else contextlib.nullcontext():
-            return parsed(model, await content_of(request, service.settings.payload_limit))
+            return typed(model, await json_of(request, service.settings.payload_limit))
 
     return body
 
 
-async def content_of(request: Request, limit: int) -> bytes:
-    """Raises: TooLarge, before more than `limit` bytes are kept; NotJson."""
+async def json_of(request: Request, limit: int) -> Any:
+    """The value that a body spells.
+
+    Raises: TooLarge, before more than `limit` bytes are kept; NotJson; MalformedBody.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         given = f"it says {kind[:80]!r}" if kind else "it says nothing"
@@ -72,21 +77,24 @@ async def content_of(request: Request, limit: int) -> bytes:
             content += part
             if len(content) > limit:
                 raise TooLarge(f"the body has more than {limit:,} bytes, which is all that is read: shorten the prompt")
-    return bytes(content)
-
-
-def parsed(model: type[M], content: bytes) -> M:
-    """Raises: MalformedBody where it is not JSON; ValidationError naming the first field that is wrong."""
     try:
-        return model.model_validate_json(content)
+        return pydantic_core.from_json(bytes(content))
+    except ValueError as error:
+        raise MalformedBody(f"the body is not JSON: {error}") from error
+
+
+def typed(model: type[M], said: Any) -> M:
+    """Raises: ValidationError naming the first field that is wrong."""
+    if not isinstance(said, dict):
+        raise ValidationError(f"the body must be an object. Given: {reprlib.repr(said)}")
+    try:
+        return model.model_validate(said)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-    if first["type"] == "json_invalid":
-        raise MalformedBody(f"the body is not JSON: {first['ctx']['error']}")
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         raise ValidationError(f"`{where}` is not a parameter of this server: leave it out", param=where)
-    raise ValidationError(f"`{where or 'body'}`: {first['msg'].removeprefix('Value error, ')}", param=where or None)
+    raise ValidationError(f"`{where}`: {first['msg'].removeprefix('Value error, ')}", param=where)
 
 
 def request_body(*models: type[Body]) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import pydantic_core
 from fastapi import APIRouter, Depends, Request, Response
 
 from server.api import sse
-from server.api.body import Body, content_of, parsed, request_body
+from server.api.body import Body, json_of, request_body, typed
 from server.api.openai import routes as openai
 from server.api.openai.schemas import ChatCompletion, ChatRequest, Completion, CompletionRequest
 from server.api.ops import UNHEALTHY
@@ -22,7 +21,7 @@ from server.api.refusals import BOTH_RESPONSES, speak_openai
 from server.api.served import Called, Served, counted
 from server.api.tgi import routes as tgi
 from server.api.tgi.schemas import CompatGenerateRequest, GenerateResponse
-from server.errors import MalformedBody, ValidationError
+from server.errors import ValidationError
 
 router = APIRouter(tags=["SageMaker"])
 #: In the order that TGI tries them.
@@ -42,17 +41,13 @@ async def ping(service: Served) -> Response:
 
 async def body_of(request: Request, service: Served) -> Body:
     with counted(service.metrics):
-        content = await content_of(request, service.settings.payload_limit)
-        try:
-            said = pydantic_core.from_json(content)
-        except ValueError as error:
-            raise MalformedBody(f"the body is not JSON: {error}") from error
+        said = await json_of(request, service.settings.payload_limit)
         held = [key for key in BODIES if isinstance(said, dict) and key in said]
         if not held:
             raise ValidationError("the body must be an object that holds `inputs`, `messages` or `prompt`")
         if held[0] != "inputs":
             speak_openai(request)
-        return parsed(BODIES[held[0]], content)
+        return typed(BODIES[held[0]], said)
 
 
 @router.post(

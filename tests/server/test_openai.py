@@ -183,7 +183,7 @@ def test_logprobs_of_echoed_prompts_and_new_tokens_stand_at_their_characters(dem
         ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options", "`stream` is true"),
         ({"prompt": "a", "nonsense": 1}, "nonsense", "leave it out"),
         ({}, "prompt", "Field required"),
-        ([], None, "should be an object"),
+        ([], None, "the body must be an object. Given: []"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "Field required"),
         ({"messages": [{"role": "king", "content": "a"}]}, "messages.0.role", "'user'"),

@@ -153,7 +153,7 @@ def test_a_request_id_is_echoed_or_made(demo: httpx.Client):
         ({"inputs": "a", "parameters": {"nonsense": 1}}, "`parameters.nonsense`"),
         ({"inputs": 3}, "`inputs`"),
         ({}, "`inputs`"),
-        ([], "`body`"),
+        ([], "the body must be an object"),
     ],
 )
 @pytest.mark.parametrize("route", ["/generate", "/generate_stream"])

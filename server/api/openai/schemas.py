@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PlainValidator
 
 from server.api.body import Body, described, limited
 
@@ -86,8 +86,21 @@ class ChatRequest(OpenAiRequest):
 Prompt = str | list[str] | list[int] | list[list[int]]
 
 
+def prompt(said: Any) -> Prompt:
+    """Any of the four; pydantic would try them all on every element of a long list, and keep the others waiting."""
+    if isinstance(said, str):
+        return said
+    if isinstance(said, list):
+        kinds = {type(each) for each in said}
+        if kinds in ({str}, {int}, set()):
+            return said
+        if kinds == {list} and {type(token_id) for each in said for token_id in each} <= {int}:
+            return said
+    raise ValueError("must be a string, a list of strings, token ids, or a list of lists of them")
+
+
 class CompletionRequest(OpenAiRequest):
-    prompt: Annotated[Prompt, described("must be a string, a list of strings, token ids, or a list of lists of them")]
+    prompt: Annotated[Prompt, PlainValidator(prompt, json_schema_input_type=Prompt)]
     max_tokens: int | None = limited("default 16, as OpenAI has it", minimum=1)
     logprobs: int | None = limited("the likeliest tokens of every step, and the chosen one", minimum=0, maximum=5)
     echo: bool | None = Field(None, description="put the prompt before the text")
