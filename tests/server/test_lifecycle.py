@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -280,6 +280,21 @@ def test_a_silent_stream_is_kept_alive_with_comments(
     assert all(block.startswith("data: ") for block in blocks if block != ":")
     assert blocks.index(":") == 0, "the stream begins before its first token"
     assert blocks.count(":") <= 4
+
+
+def test_a_stream_that_speaks_needs_no_comments(serve: Any, splitting_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replies, "SILENCE_S", 0.4)
+
+    class Steady(ScriptedBackend):
+        def decode(self) -> Mapping[int, Step]:
+            time.sleep(0.05)
+            return super().decode()
+
+    with serve(Settings(), scripted(splitting_folder, Steady())) as client:
+        body = {"inputs": "hello", "parameters": {"max_new_tokens": 20, "ignore_eos": True}}
+        stream = client.post("/generate_stream", json=body).text
+    assert stream.count("data: ") == 20, "a second of tokens"
+    assert ":\n\n" not in stream
 
 
 def test_a_backend_that_breaks_leaves_counters_that_add_up(serve: Any, splitting_folder: Path):
