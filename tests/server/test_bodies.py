@@ -6,6 +6,7 @@ Method: raw bytes over real HTTP to every route that reads a body; after each th
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,6 +78,15 @@ def test_bodies_of_10_megabytes_are_413_with_or_without_their_length(demo: httpx
         assert f"{LIMIT:,}" in sentence
 
 
+def test_a_body_that_is_declared_too_long_is_refused_before_it_is_sent(demo: httpx.Client):
+    with socket.create_connection((demo.base_url.host, demo.base_url.port or 80), timeout=10) as connection:
+        connection.sendall(
+            b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: 10000000\r\nexpect: 100-continue\r\n\r\n"
+        )
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_body_at_the_limit_is_read_and_one_byte_more_is_not(demo: httpx.Client):
     frame = len(b'{"inputs": ""}')
     for extra, status in ((0, 422), (1, 413)):
@@ -108,7 +118,10 @@ NUMBERS = ["temperature", "top_p", "top_k", "seed", "repetition_penalty", "frequ
 def test_values_that_are_no_numbers_are_refused_by_name(demo: httpx.Client, name: str, value: str):
     content = f'{{"inputs": "a", "parameters": {{"max_new_tokens": 1, "{name}": {value}}}}}'.encode()
     reply = demo.post("/generate", content=content, headers=JSON)
-    assert name in refused(demo, "/generate", reply, 422)
+    sentence = refused(demo, "/generate", reply, 422)
+    assert name in sentence
+    if value in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999") and name not in ("seed", "top_k"):
+        assert "finite number" in sentence
     content = f'{{"prompt": "a", "max_tokens": 1, "{name}": {value}}}'.encode()
     reply = demo.post("/v1/completions", content=content, headers=JSON)
     assert name in refused(demo, "/v1/completions", reply, 400)

@@ -123,6 +123,19 @@ def test_n_texts_of_a_seed_differ_and_repeat(demo: httpx.Client):
         assert len(said) == 12
 
 
+def test_the_timing_of_several_texts_is_a_list_of_theirs(demo: httpx.Client):
+    asked = {"prompt": PROMPT, "n": 2, "max_tokens": 3, "ignore_eos": True}
+    headers = {"x-request-id": "mine", "x-tokenclock-timing": "1"}
+    reply = demo.post("/v1/completions", json=asked, headers=headers)
+    assert reply.headers["x-request-id"] == "mine"
+    timing = json.loads(reply.headers["x-tokenclock-timing"])
+    assert [each["request_id"] for each in timing] == ["mine-0", "mine-1"]
+    streamed = demo.post("/v1/completions", json=asked | {"stream": True}, headers=headers).text.strip().split("\n\n")
+    name, data = streamed[-2].split("\n")
+    assert name == "event: tokenclock"
+    assert [each["request_id"] for each in json.loads(data.removeprefix("data: "))] == ["mine-0", "mine-1"]
+
+
 def test_usage_comes_with_the_last_chunk_or_with_each_where_asked(demo: httpx.Client):
     asked: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 4}
     assert all("usage" not in chunk for chunk in chunks(demo, "/v1/completions", **asked))
