@@ -39,4 +39,4 @@ def test_pushes_put_together_are_the_text_before_the_stop(pieces: list[str], sto
 def test_a_text_that_no_stop_has_ended_is_shown_whole():
     # A stop sequence before `min_tokens` doesn't end the text, so it is part of it.
     visible = Visible(["ab"])
-    assert visible.push("xab") + visible.last("c", stopped=False) == "xabc"
+    assert visible.push("xa") + visible.last("bc", stopped=False) == "xabc"
