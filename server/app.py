@@ -38,7 +38,10 @@ def load(settings: Settings) -> tuple[Backend, Tokenizer]:
 
     model = model or str(ensure_demo_model())
     tokenizer = Tokenizer.load(model)
-    return TransformersBackend.load(model, settings.slots, settings.max_total_tokens, settings.threads), tokenizer
+    backend = TransformersBackend.load(
+        model, settings.slots, settings.max_total_tokens, settings.threads, tokenizer.eos_token_ids
+    )
+    return backend, tokenizer
 
 
 class Arrival:
@@ -86,6 +89,10 @@ def describe(app: FastAPI) -> None:
             read = (GenerateRequest, CompatGenerateRequest, ChatRequest, CompletionRequest)
             for name, schema in components(*read).items():
                 schemas.setdefault(name, schema)
+            schemas.pop("HTTPValidationError"), schemas.pop("ValidationError")
+            for operation in (each for methods in told["paths"].values() for each in methods.values()):
+                if "HTTPValidationError" in str(operation["responses"].get("422")):  # FastAPI's own: never sent
+                    del operation["responses"]["422"]
             app.openapi_schema = told
         return app.openapi_schema
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.errors import SettingsError
 from server.service import Phase, Service
@@ -23,6 +25,7 @@ from server.settings import Settings
 logger = logging.getLogger(__name__)
 
 CUTTING_SIGNAL = 2
+OFFER = re.compile(rb"(\r\n)upgrade:", re.IGNORECASE)  # in a head only: no JSON string holds a bare line end
 KEEP_ALIVE_S = 75  # a client may hold a connection between two requests for longer than uvicorn's 5 s
 CLOSING_S = 3.0  # after the drain: for the last bytes to leave
 
@@ -35,6 +38,17 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise SettingsError(f"cannot bind {host}:{port}: {reason}; choose another --host or --port") from error
+
+
+class Http1(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, deaf to offers of another protocol.
+
+    Java's HttpClient offers HTTP/2 with every plain request, as curl --http2 does. A server may ignore it (RFC 9110,
+    7.8); the parser would stop there instead, and lose the body.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(OFFER.sub(rb"\1x-offer:", data))
 
 
 class Server(uvicorn.Server):
@@ -78,6 +92,8 @@ def run(app: FastAPI, settings: Settings) -> None:
     logger.info("listening on http://%s:%d, loading %s", f"[{host}]" if ":" in host else host, port, service.model_name)
     config = uvicorn.Config(
         app,
+        http=Http1,
+        ws="none",
         log_config=None,
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
@@ -86,3 +102,6 @@ def run(app: FastAPI, settings: Settings) -> None:
     Server(config, service, settings.grace_s).run(sockets=[listener])
     if service.phase is Phase.FAILED and service.failure is not None:
         raise service.failure
+    if service.stuck:  # a thread that comes back from native code into an interpreter that has ended aborts it
+        logging.shutdown()
+        os._exit(0)

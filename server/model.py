@@ -17,7 +17,8 @@ def container_model() -> str | None:
     """
     if named := os.environ.get("HF_MODEL_ID"):
         return named
-    return str(SAGEMAKER_FOLDER) if (SAGEMAKER_FOLDER / "config.json").is_file() else None
+    # Whatever was unpacked there is meant to be served: a wrong archive must not pass for no archive.
+    return str(SAGEMAKER_FOLDER) if SAGEMAKER_FOLDER.is_dir() and any(SAGEMAKER_FOLDER.iterdir()) else None
 
 
 def locate(model: str) -> str:

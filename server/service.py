@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import time
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+STEP_S = 2.0  # for the step that runs when the engine is told to end
 FAREWELL_S = 1.0  # for the error events of requests that were cut
 
 
@@ -70,6 +72,10 @@ class Stream:
                 self._running.discard(self.requests[index])
             yield index, delivery
 
+    def fail(self, error: Exception) -> None:
+        """End what still runs, where the engine can't."""
+        self._mailbox.put_nowait((0, Failure(error)))
+
     def _slot_of(self, index: int) -> Callable[[Delivery], None]:
         return lambda delivery: self._mailbox.put_nowait((index, delivery))
 
@@ -92,6 +98,7 @@ class Service:
         self.phase = Phase.LOADING
         self.failure: Exception | None = None  # why FAILED or BROKEN
         self.engine: Engine | None = None  # until the model is loaded
+        self.stuck = False  # the engine's thread was left in a step that did not end
         self.model_name = settings.served_model_name or settings.model or "demo"
         self.started_s = int(time.time())  # Unix seconds
         self._load = load
@@ -117,6 +124,8 @@ class Service:
             return
         self.engine = Engine(backend, tokenizer, hand_over, self.metrics, on_broken)
         self.engine.start()
+        gc.collect()
+        gc.freeze()  # what the model is made of stays: no later collection need walk through it while streams wait
         self.phase = Phase.READY
         logger.info("ready: %s, %d slots", self.model_name, backend.limits.slots)
 
@@ -134,8 +143,13 @@ class Service:
 
     async def stop(self) -> None:
         """End the engine; what still runs fails. May be called twice."""
-        if self.engine is not None:
-            await asyncio.to_thread(self.engine.stop)
+        if self.engine is None or self.stuck:
+            return
+        self.stuck = not await asyncio.to_thread(self.engine.stop, STEP_S)
+        if self.stuck:
+            logger.warning("the backend's step takes longer than %g s: it is left behind", STEP_S)
+            for stream in self._open:
+                stream.fail(Unavailable("the server was stopped"))
 
     async def _closed(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from server.errors import SettingsError
@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     )
 
     model: str | None = Field(
-        default_factory=container_model,
+        default=None,
         min_length=1,
         description="model folder or hub id; without it, HF_MODEL_ID, then /opt/ml/model, then the demonstration model",
     )
@@ -50,6 +50,11 @@ class Settings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0, description="seconds that running requests have to finish after SIGTERM")] = (
         20.0
     )
+
+    @field_validator("model")
+    @classmethod
+    def _of_a_container(cls, model: str | None) -> str | None:
+        return container_model() if model is None else model
 
     @model_validator(mode="after")
     def _slots_can_be_filled(self) -> Settings:

@@ -6,7 +6,7 @@ Loaded by transformers (tokenizer files, chat template, generation config), work
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -43,6 +43,7 @@ class Tokenizer:
         self.eos_token_ids = frozenset(eos_token_ids)
         self.special_ids = frozenset(tokenizer.all_special_ids)
         self._spells_bytes = "ByteLevel" in str(self.fast.decoder)
+        self._utf8: dict[int, bytes] = {}  # of the ids that have been asked for
 
     @classmethod
     def load(cls, model: str) -> Tokenizer:
@@ -65,14 +66,14 @@ class Tokenizer:
         """
         return list(self._encoding(text, templated).ids)
 
-    def pieces(self, text: str, templated: bool = False) -> list[Piece]:
+    def pieces(self, text: str, templated: bool = False) -> Iterator[Piece]:
         """The same tokens with the part of the text each one covers, whole characters always."""
         encoding = self._encoding(text, templated)
-        at = list(accumulate((len(character.encode()) for character in text), initial=0))  # bytes before a character
-        return [
-            Piece(token_id, text[start:stop], at[start], at[stop])
-            for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
-        ]
+        at: Sequence[int] = range(len(text) + 1)  # bytes before a character
+        if not text.isascii():
+            at = list(accumulate((len(character.encode()) for character in text), initial=0))
+        for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            yield Piece(token_id, text[start:stop], at[start], at[stop])
 
     def _encoding(self, text: str, templated: bool) -> Any:
         # `encode` would hold the interpreter's lock for as long as it takes
@@ -111,6 +112,12 @@ class Tokenizer:
 
     def utf8(self, token_id: int) -> bytes:
         """The bytes that a token stands for, which may be a part of a character. A special one stands for its name."""
+        known = self._utf8.get(token_id)
+        if known is None:
+            known = self._utf8[token_id] = self._spelled(token_id)
+        return known
+
+    def _spelled(self, token_id: int) -> bytes:
         name = self.token(token_id)
         if token_id in self.special_ids:
             return name.encode()

@@ -11,6 +11,7 @@ from server import __version__
 from server.api.replies import json_reply
 from server.api.served import Served
 from server.api.tgi.schemas import ErrorBody
+from server.api.tokenizing import WORKERS
 from server.api.validation import MAX_STOP_SEQUENCES
 
 router = APIRouter(tags=["operations"])
@@ -19,6 +20,8 @@ UNHEALTHY: dict[int | str, dict[str, Any]] = {
 }
 
 
+@router.head("/", include_in_schema=False)
+@router.head("/health", include_in_schema=False)
 @router.get("/", responses=UNHEALTHY, response_class=Response, operation_id="health_at_the_root")
 @router.get("/health", responses=UNHEALTHY, response_class=Response)
 async def health(service: Served) -> Response:
@@ -41,7 +44,7 @@ async def info(service: Served) -> Response:
         "max_stop_sequences": MAX_STOP_SEQUENCES,
         "max_input_tokens": limits.max_input_tokens if limits else settings.max_total_tokens - 1,
         "max_total_tokens": limits.max_total_tokens if limits else settings.max_total_tokens,
-        "validation_workers": 1,
+        "validation_workers": WORKERS,
         "max_client_batch_size": settings.max_client_batch_size,
         "router": "tokenclock",
         "version": __version__,

@@ -32,6 +32,7 @@ BODIES: dict[str, type[Body]] = {
 }
 
 
+@router.head("/ping", include_in_schema=False)
 @router.get("/ping", responses=UNHEALTHY, response_class=Response)
 async def ping(service: Served) -> Response:
     """200 when requests are taken, as `/health`."""

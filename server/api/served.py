@@ -6,10 +6,9 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
-from fastapi.concurrency import run_in_threadpool
 
 from server.engine.engine import Engine
 from server.engine.request import Task
@@ -17,9 +16,8 @@ from server.errors import TOLD, RequestError, ValidationError
 from server.metrics import Metrics
 from server.service import Service, Stream
 
-LONG_TEXT = 2_000  # characters; longer texts are tokenized off the event loop
 LONGEST_ID = 128
-T = TypeVar("T")
+WORD: dict[str, Any] = {"minLength": 1, "maxLength": LONGEST_ID, "pattern": "^[ -~]+$"}
 
 
 async def service_of(request: Request) -> Service:
@@ -61,7 +59,7 @@ def request_id_of(request: Request) -> str:
 async def call_of(
     request: Request,
     service: Served,
-    x_request_id: Annotated[str | None, Header(description="echoed; made where absent")] = None,  # noqa: ARG001
+    x_request_id: Annotated[str | None, Header(description="echoed; made where absent", json_schema_extra=WORD)] = None,  # noqa: ARG001
     x_tokenclock_timing: Annotated[str | None, Header(description="1: say where the time went")] = None,
 ) -> Call:
     with counted(service.metrics):
@@ -90,8 +88,3 @@ async def admit(call: Call, prepare: Callable[[Engine], Awaitable[Sequence[Task]
     with counted(call.service.metrics):
         tasks = await prepare(call.service.require_ready())
         return call.service.open(call.id, tasks, call.arrived_s)
-
-
-async def off_the_loop(work: Callable[[], T], characters: int) -> T:
-    """Tokenize in a thread where the text is long enough to keep running streams waiting."""
-    return await run_in_threadpool(work) if characters > LONG_TEXT else work()

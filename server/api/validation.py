@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
@@ -19,6 +20,16 @@ ADDITIVE_PENALTIES = (-2.0, 2.0)
 def refuse(param: str, message: str) -> NoReturn:
     """Raises: ValidationError; `message` follows the parameter's name."""
     raise ValidationError(f"`{param}` {message}", param=param)
+
+
+def unsupported(asked: object, table: Mapping[str, Container[object]], where: str = "") -> None:
+    """Raises: ValidationError where a parameter of `table` has another value than the listed ones, which ask for
+    nothing; None always does.
+    """
+    for name, neutral in table.items():
+        value = getattr(asked, name)
+        if value is not None and value not in neutral:
+            refuse(where + name, f"is not supported by this server: leave it out. Given: {reprlib.repr(value)}")
 
 
 def checked_penalties(repetition: float | None, additive: Mapping[str, float | None]) -> None:
@@ -38,9 +49,9 @@ def bounded(name: str, value: float | None, bounds: tuple[float, float]) -> None
         refuse(name, f"must be from {least:g} to {most:g}, or logits overflow. Given: {value}")
 
 
-def checked_seed(seed: int | None) -> None:
-    if seed is not None and not 0 <= seed < 2**64:
-        refuse("seed", f"must be from 0 to 2^64 - 1. Given: {seed}")
+def checked_seed(seed: int | None, least: int = 0) -> None:
+    if seed is not None and not least <= seed < 2**64:
+        refuse("seed", f"must be from {'0' if least == 0 else '-2^63'} to 2^64 - 1. Given: {seed}")
 
 
 def checked_stop(stop: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from server.backends.base import Limits, Sampling, Score, Step
 from server.backends.sampling import HONOURED, Sampler, score
 from server.errors import ModelError
-from server.tokenizer import end_tokens, first_line
+from server.tokenizer import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +74,12 @@ class KVRows(Cache):  # type: ignore[misc]  # transformers is Any to mypy
 class TransformersBackend:
     """The backend contract over `AutoModelForCausalLM`."""
 
-    def __init__(self, model: Any, slots: int, max_total_tokens: int) -> None:
+    def __init__(self, model: Any, slots: int, max_total_tokens: int, eos: Collection[int]) -> None:
+        """`eos` are the ids that end a text, as the tokenizer's side has them."""
         self._model = model
         vocabulary = model.get_input_embeddings().num_embeddings
         self._limits = Limits(slots, max_total_tokens - 1, max_total_tokens, vocabulary, HONOURED)
-        self._eos = end_tokens(model.generation_config)
+        self._eos = sorted(eos)
         self._suppressed = tuple(model.generation_config.suppress_tokens or ())
         takes = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
@@ -92,7 +93,9 @@ class TransformersBackend:
         self._mask[..., 0] = 0.0  # a row that sees nothing at all would be NaN
 
     @classmethod
-    def load(cls, model: str, slots: int, max_total_tokens: int, threads: int | None) -> TransformersBackend:
+    def load(
+        cls, model: str, slots: int, max_total_tokens: int, threads: int | None, eos: Collection[int]
+    ) -> TransformersBackend:
         """Load weights from a folder or the hub, in fp32, and check that slots and plain forward agree.
 
         Raises: ModelError where the model cannot be loaded, is too short, or cannot be laid out in KV rows.
@@ -112,7 +115,7 @@ class TransformersBackend:
                 f"{model} attends over at most {longest} positions; --max-total-tokens {max_total_tokens} passes them: "
                 f"ask for at most {longest}"
             )
-        backend = cls(loaded, slots, max_total_tokens)
+        backend = cls(loaded, slots, max_total_tokens, eos)
         try:
             backend.check()
         except (TypeError, AttributeError, IndexError, RuntimeError) as error:

@@ -75,10 +75,13 @@ class Engine:
         """The client has gone: free its slot. A request that has ended already is left alone."""
         self._inbox.put(_Message("cancel", request))
 
-    def stop(self) -> None:
-        """End the thread after the step it is in; what still ran gets a failure."""
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread after the step it is in; what still ran gets a failure. False: that step takes longer than
+        `timeout_s` seconds.
+        """
         self._inbox.put(_Message("stop"))
-        self._thread.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
@@ -180,7 +183,7 @@ class Engine:
         if step.token_id in self.tokenizer.eos_token_ids and not task.sampling.ignore_eos:
             return FinishReason.EOS
         # A stop string may begin in earlier text, but it must end in what is new.
-        if request.new_tokens >= (task.sampling.min_new_tokens or 0) and any(
+        if request.new_tokens > (task.sampling.min_new_tokens or 0) and any(
             text.find(stop, max(0, already - len(stop) + 1)) >= 0 for stop in task.stop
         ):
             return FinishReason.STOP

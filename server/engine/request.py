@@ -52,6 +52,10 @@ class Task:
     sampling: Sampling
     stop: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not self.token_ids:  # a forward pass over nothing would end the engine
+            raise ValueError("a task without tokens")
+
 
 @dataclass(eq=False, slots=True)
 class Request:

@@ -136,7 +136,16 @@ def test_the_openai_sdk_raises_its_own_errors(sdk: openai.OpenAI):
     assert bad.value.request_id
 
 
-def test_a_timing_event_does_not_upset_the_sdks_reader_that_asks_for_it(sdk: openai.OpenAI):
+def test_the_openai_sdk_sends_back_what_it_was_answered(demo: httpx.Client, sdk: openai.OpenAI):
+    asked: Any = {"model": "demo", "max_completion_tokens": 4, "temperature": 0}
+    first = sdk.chat.completions.create(messages=MESSAGES, **asked).choices[0].message
+    again: Any = [*MESSAGES, first, {"role": "user", "content": "And now?"}]
+    second = sdk.chat.completions.create(messages=again, **asked).choices[0].message.content
+    plain = [*MESSAGES, {"role": "assistant", "content": first.content}, {"role": "user", "content": "And now?"}]
+    assert second == text_of(demo, "/v1/chat/completions", messages=plain, max_tokens=4)
+
+
+def test_the_timing_of_a_plain_answer_is_in_its_headers(sdk: openai.OpenAI):
     headers = {"x-tokenclock-timing": "1", "x-request-id": "mine"}
     reply = sdk.chat.completions.with_raw_response.create(
         model="demo", messages=MESSAGES, max_completion_tokens=3, extra_headers=headers

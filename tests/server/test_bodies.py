@@ -5,15 +5,24 @@ Method: raw bytes over real HTTP to every route that reads a body; after each th
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from server.api import tokenizing
+from server.api.body import Body
+from server.api.openai.schemas import ChatRequest, CompletionRequest
+from server.api.tgi.schemas import GenerateRequest
 
 ROUTES = {
     "/generate": {"inputs": "a", "parameters": {"max_new_tokens": 1}},
@@ -134,6 +143,32 @@ def test_unknown_fields_are_refused_by_name(demo: httpx.Client, route: str):
     assert "`surprise` is not a parameter" in refused(demo, route, reply, status)
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_unknown_fields_that_are_null_ask_for_nothing(demo: httpx.Client, route: str):
+    assert demo.post(route, json=ROUTES[route] | {"surprise": None}).status_code == 200
+
+
+def test_messages_quote_no_more_than_they_need(demo: httpx.Client):
+    for body in ({"prompt": "a", "x" * 100_000: 1}, {"prompt": "a", "model": "x" * 100_000}, {"prompt": ["x"] * 9_999}):
+        assert len(demo.post("/v1/completions", json=body).content) < 600
+
+
+@pytest.mark.parametrize("offer", [b"h2c", b"H2C ", b"websocket"])
+def test_an_offer_of_another_protocol_is_not_taken_and_costs_no_body(demo: httpx.Client, offer: bytes):
+    # What Java's HttpClient sends with every request; the body comes later than the head.
+    body = json.dumps(ROUTES["/generate"]).encode()
+    with socket.create_connection((demo.base_url.host, demo.base_url.port or 80), timeout=10) as connection:
+        connection.sendall(
+            b"POST /generate HTTP/1.1\r\nhost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: "
+            + offer
+            + b"\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\ncontent-type: application/json\r\n"
+            + f"content-length: {len(body)}\r\n\r\n".encode()
+        )
+        time.sleep(0.05)
+        connection.sendall(body)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
 JSONS: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -149,8 +184,58 @@ def test_any_value_in_any_field_is_answered_or_refused(demo: httpx.Client, route
     body = ROUTES[route] | {field: value}
     reply = demo.post(route, content=json.dumps(body).encode(), headers=JSON)
     assert reply.status_code in (200, 400, 404, 422), reply.text
-    if field == "parameters" and isinstance(value, dict) and reply.status_code == 200:
-        assert value == {} or route in ("/tokenize",)
+    if reply.status_code != 200:
+        openai = route.startswith("/v1/") or (route == "/invocations" and isinstance(reply.json()["error"], dict))
+        refused(demo, "/v1/" if openai else route, reply, reply.status_code)
+
+
+MANY = 10_000
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (ChatRequest, {"messages": [1] * MANY}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{}] * MANY}]}),
+        (ChatRequest, {"messages": [{"role": "user", "content": "a", **{f"k{i}": 1 for i in range(MANY)}}]}),
+        (CompletionRequest, {"prompt": [[1.5]] * MANY}),
+        (CompletionRequest, {"prompt": "a", "stop": [1] * MANY}),
+        (CompletionRequest, {"prompt": "a", **{f"k{i}": 1 for i in range(MANY)}}),
+        (GenerateRequest, {"inputs": "a", "parameters": {"stop": [1] * MANY}}),
+        (GenerateRequest, {"inputs": "a", "parameters": {f"k{i}": 1 for i in range(MANY)}}),
+    ],
+)
+def test_a_body_that_is_wrong_everywhere_is_read_to_its_first_error(model: type[Body], body: Any):
+    # Each error costs microseconds that every stream would wait for.
+    with pytest.raises(pydantic.ValidationError) as refused:
+        model.model_validate(body)
+    assert refused.value.error_count() == 1
+
+
+def test_long_work_leaves_the_event_loop_and_short_work_does_not():
+    async def threads() -> list[int]:
+        sizes = (tokenizing.LONG, tokenizing.LONG + 1)
+        return [await tokenizing.off_the_loop(threading.get_ident, size) for size in sizes]
+
+    short, long = asyncio.run(threads())
+    assert short == threading.get_ident() != long
+
+
+def test_long_work_is_done_one_at_a_time():
+    running, most = 0, 0
+
+    def work() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.02)
+        running -= 1
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(tokenizing.off_the_loop(work, tokenizing.LONG + 1) for _ in range(8)))
+
+    asyncio.run(all_at_once())
+    assert most == tokenizing.WORKERS == 1
 
 
 def test_a_client_that_stops_in_the_middle_of_its_body_costs_nothing(demo: httpx.Client):

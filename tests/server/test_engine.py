@@ -87,7 +87,7 @@ def test_every_request_gets_its_own_answer_and_every_slot_comes_back():
     for i, inbox in inboxes:
         script = [i % 7 + 1, i % 5 + 1, 3]
         assert collect(inbox) == "".join(chr(96 + script[(k + 1) % 3]) for k in range(i + 1))
-    run.engine.stop()
+    run.engine.stop(10)
     releases = [slot for verb, slot in run.backend.log if verb == "release"]
     assert len(releases) == 20
     assert run.value("tgi_request_success_total") == 20
@@ -103,7 +103,7 @@ def test_at_most_one_prefill_stands_between_two_decode_steps_of_running_requests
     run.engine.submit(last)
     run.engine.start()
     collect(inbox)
-    run.engine.stop()
+    run.engine.stop(10)
     verbs = [verb for verb, _ in run.backend.log if verb != "release"]
     assert verbs.count("prefill") == 9
     live = 0
@@ -120,7 +120,7 @@ def test_a_chunked_prefill_lets_running_requests_decode_between_its_chunks():
     run.engine.submit(second)
     run.engine.start()
     assert (collect(one), collect(two)) == ("ba" * 6, "dcdc")
-    run.engine.stop()
+    run.engine.stop(10)
     verbs = [verb for verb, _ in run.backend.log if verb != "release"]
     assert verbs[:9] == ["prefill"] * 3 + ["decode", "prefill"] * 3
 
@@ -138,7 +138,7 @@ def test_a_client_that_leaves_frees_its_slot_and_nobody_else_notices():
     run.engine.start()
     assert collect(inbox) == "fefe"
     run.engine.cancel(stayer)
-    run.engine.stop()
+    run.engine.stop(10)
     assert run.value("tgi_request_failure_total", err="dropped") == 2
     assert run.value("tgi_request_success_total") == 1
 
@@ -153,7 +153,7 @@ def test_a_client_that_leaves_mid_decode_frees_its_slot():
     leaving.get(timeout=10)
     run.engine.cancel(leaver)
     assert collect(inbox) == "fefe"
-    run.engine.stop()
+    run.engine.stop(10)
 
 
 def test_a_backend_that_breaks_fails_every_request_and_those_that_come_after():
@@ -175,7 +175,7 @@ def test_a_backend_that_breaks_fails_every_request_and_those_that_come_after():
     run.engine.submit(late)
     assert isinstance(inbox.get(timeout=10), Failure)
     assert [str(error) for error in run.broken] == ["the device is gone"]
-    run.engine.stop()
+    run.engine.stop(10)
 
 
 def test_a_stop_fails_what_still_runs_instead_of_leaving_it_waiting():
@@ -184,7 +184,7 @@ def test_a_stop_fails_what_still_runs_instead_of_leaving_it_waiting():
     run.engine.submit(request)
     run.engine.start()
     inbox.get(timeout=10)
-    run.engine.stop()
+    run.engine.stop(10)
     while isinstance(last := inbox.get(timeout=10), Token):
         pass
     assert isinstance(last.error, Unavailable)
@@ -196,7 +196,7 @@ def test_timing_says_where_the_time_went():
     run.engine.submit(request)
     run.engine.start()
     collect(inbox)
-    run.engine.stop()
+    run.engine.stop(10)
     timing = request.timing()
     assert timing["batch_sizes"] == {"1": 4}, "five tokens: one from the prefill, four decode steps"
     assert request.prefill_started_s is not None

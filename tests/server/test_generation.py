@@ -6,8 +6,10 @@ them alone, through `generate`, in fp32, with the same model. Nothing is tolerat
 
 from __future__ import annotations
 
+import json
 import queue
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,8 @@ class Running:
     """An engine over a model folder, and the requests sent to it."""
 
     def __init__(self, folder: Path, slots: int = SLOTS) -> None:
-        self.backend = TransformersBackend.load(str(folder), slots, 512, 1)
         self.tokenizer = Tokenizer.load(str(folder))
+        self.backend = TransformersBackend.load(str(folder), slots, 512, 1, self.tokenizer.eos_token_ids)
         self.collector = Collector()
         self.engine = Engine(self.backend, self.tokenizer, self.collector, Metrics(), lambda error: None)
         self.engine.start()
@@ -54,7 +56,7 @@ class Running:
 def running(request: pytest.FixtureRequest) -> Iterator[Running]:
     running = Running(request.getfixturevalue(request.param))
     yield running
-    running.engine.stop()
+    running.engine.stop(10)
 
 
 class Sent:
@@ -159,6 +161,25 @@ def test_no_text_ends_before_its_least_length(running: Running):
         assert len(answer) >= 20
     if running.tokenizer.fast.get_vocab_size() < 300:  # the model of single bytes has two ids that end a text
         assert ends_early, "no text ends early by itself: this shows nothing"
+
+
+def test_an_end_of_text_that_only_the_tokenizer_names_is_suppressed_too(demo_folder: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(demo_folder, folder)
+    for name in ("generation_config.json", "config.json"):
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(config | {"eos_token_id": None}))
+    running = Running(folder)
+    try:
+        assert running.tokenizer.eos_token_ids == {1}
+        for seed in range(4):
+            wild = Sampling(do_sample=True, temperature=50.0, seed=seed, min_new_tokens=300)
+            answer = Sent(running, prompt(running, 5, seed), 400, wild).tokens()
+            assert len(answer) > 300
+            ignored = Sampling(do_sample=True, temperature=50.0, seed=seed, ignore_eos=True)
+            assert len(Sent(running, prompt(running, 5, seed), 400, ignored).tokens()) == 400
+    finally:
+        running.engine.stop(10)
 
 
 def test_a_stop_string_before_the_least_length_does_not_end_the_text(running: Running):

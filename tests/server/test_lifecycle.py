@@ -257,6 +257,48 @@ def test_a_client_that_hangs_up_on_a_plain_request_frees_its_slot_too(serve: Any
         assert 'tgi_request_failure_total{err="dropped"} 3.0' in client.get("/metrics").text
 
 
+STUCK = """
+import sys, time
+sys.path.insert(0, {root!r})
+from server.app import create_app
+from server.lifecycle import run
+from server.settings import Settings
+from server.tokenizer import Tokenizer
+from tests.server.scripted import ScriptedBackend
+import logging
+class Stuck(ScriptedBackend):
+    def prefill(self, *arguments):
+        print("stuck", flush=True)
+        time.sleep(60)
+logging.basicConfig(level=logging.INFO)
+settings = Settings(port=0, grace_s=0.3)
+run(create_app(settings, lambda _: (Stuck(), Tokenizer.load({folder!r}))), settings)
+"""
+
+
+@pytest.mark.e2e
+def test_a_step_that_does_not_end_is_left_behind_and_its_clients_are_told(splitting_folder: Path):
+    program = STUCK.format(root=str(Path(__file__).parents[2]), folder=str(splitting_folder))
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stderr is not None
+            url = next(found[1] for line in running.stderr if (found := re.search(r"listening on (\S+),", line)))
+            with httpx.Client(base_url=url, timeout=30) as client:
+                wait_until_ready(client)
+                with client.stream("POST", "/generate_stream", json={"inputs": "a", "parameters": {}}) as reply:
+                    assert running.stdout.readline() == "stuck\n"
+                    began = time.monotonic()
+                    running.send_signal(signal.SIGTERM)
+                    assert "the server was stopped" in reply.read().decode()
+            running.stderr.read()
+            assert running.wait(timeout=30) == 0
+            assert time.monotonic() - began < 30, "what SageMaker allows"
+        finally:
+            running.kill()
+
+
 class SlowBackend(ScriptedBackend):
     """Takes its time over every prompt."""
 

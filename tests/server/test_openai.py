@@ -67,6 +67,21 @@ def test_a_conversation_that_ends_with_the_assistant_is_carried_on(demo: httpx.C
     assert text.endswith("<|assistant|>\nIt is")
 
 
+def test_names_and_tool_results_reach_the_template(serve: Any, splitting_folder: Path):
+    tokenizer = Tokenizer.load(str(splitting_folder))
+    tokenizer._whole.chat_template = (
+        "{% for m in messages %}{{ m.role }}/{{ m.name }}/{{ m.tool_call_id }}/{{ m.content }};{% endfor %}"
+    )
+    messages = [
+        {"role": "user", "name": "ann", "content": "a"},
+        {"role": "assistant", "content": None, "refusal": None, "tool_calls": []},
+        {"role": "tool", "tool_call_id": "7", "content": "b"},
+    ]
+    with serve(Settings(), lambda _: (ScriptedBackend(), tokenizer)) as client:
+        told = client.post("/chat_tokenize", json={"messages": messages}).json()["templated_text"]
+    assert told == "user/ann//a;assistant///;tool//7/b;"
+
+
 def test_parts_of_a_content_are_put_together(demo: httpx.Client):
     parts = [{"role": "user", "content": [{"type": "text", "text": "What "}, {"type": "text", "text": "time?"}]}]
     whole = [{"role": "user", "content": "What time?"}]
@@ -82,6 +97,7 @@ def test_completions_have_16_tokens_unless_told_otherwise_and_chats_all_that_fit
 
 
 def test_max_completion_tokens_goes_before_max_tokens(demo: httpx.Client):
+    assert complete(demo, max_tokens=9, max_completion_tokens=4)["usage"]["completion_tokens"] == 4
     asked = {"messages": MESSAGES, "max_tokens": 9, "max_completion_tokens": 4, "ignore_eos": True}
     assert demo.post("/v1/chat/completions", json=asked).json()["usage"]["completion_tokens"] == 4
 
@@ -159,6 +175,37 @@ def test_logprobs_of_echoed_prompts_and_new_tokens_stand_at_their_characters(dem
     assert told["token_logprobs"] == pytest.approx([token["logprob"] for token in said["prefill"] + said["tokens"]])
 
 
+def test_offsets_of_characters_that_several_tokens_share_do_not_drift(demo: httpx.Client):
+    text = "時計 the clock"
+    told = complete(demo, prompt=text, max_tokens=1, temperature=0, logprobs=0, echo=True)["choices"][0]["logprobs"]
+    at = dict(zip(told["tokens"], told["text_offset"], strict=True))
+    assert (at[" the"], at[" clock"]) == (text.index(" the"), text.index(" clock"))
+
+
+def test_special_tokens_that_are_written_out_in_a_prompt_take_their_characters(demo: httpx.Client):
+    told = complete(demo, prompt="</s>x</s>", max_tokens=1, logprobs=0, echo=True)["choices"][0]["logprobs"]
+    assert list(zip(told["tokens"], told["text_offset"], strict=True))[:4] == [
+        ("<s>", 0), ("</s>", 0), ("x", 4), ("</s>", 5)
+    ]  # fmt: skip
+    assert told["text_offset"][4] == 9
+
+
+def test_an_echoed_prompt_that_has_no_text_still_has_its_tokens(demo: httpx.Client):
+    choice = complete(demo, prompt=[0], max_tokens=2, logprobs=1, echo=True)["choices"][0]
+    assert choice["logprobs"]["tokens"][0] == "<s>"
+    assert len(choice["logprobs"]["tokens"]) == 3
+
+
+def test_seeds_may_be_negative_and_count_past_the_end(demo: httpx.Client):
+    for seed in (-(2**63), -1, 2**64 - 1):
+        asked: dict[str, Any] = {"n": 2, "seed": seed, "max_tokens": 4}
+        assert complete(demo, **asked)["choices"] == complete(demo, **asked)["choices"]
+    assert (
+        complete(demo, n=2, seed=2**64 - 1, max_tokens=4)["choices"][1]["text"]
+        == complete(demo, seed=0, max_tokens=4)["choices"][0]["text"]
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
@@ -171,7 +218,8 @@ def test_logprobs_of_echoed_prompts_and_new_tokens_stand_at_their_characters(dem
         ({"prompt": "a", "max_tokens": 0}, "max_tokens", "at least 1. Given: 0"),
         ({"prompt": "a", "max_tokens": True}, "max_tokens", "valid integer"),
         ({"prompt": "a", "max_tokens": 511}, "prompt", "ask for at most 510"),
-        ({"prompt": "tick " * 600}, "prompt", "`max_tokens` must be <= 512"),
+        ({"prompt": "tick " * 600}, "prompt", "must have less than 512 tokens"),
+        ({"prompt": "a", "max_completion_tokens": 511}, "prompt", "`max_completion_tokens` must be <= 512"),
         ({"messages": [{"role": "user", "content": "tick " * 600}]}, "messages", "must have less than 512 tokens"),
         ({"prompt": ""}, None, None),
         ({"prompt": []}, "prompt", "cannot be an empty list"),
@@ -189,7 +237,7 @@ def test_logprobs_of_echoed_prompts_and_new_tokens_stand_at_their_characters(dem
         ({"prompt": "a", "stop": list("abcde")}, "stop", "up to 4"),
         ({"prompt": "a", "stop": ""}, "stop", "empty string"),
         ({"prompt": "a", "stop": 3}, "stop", "a string or a list of strings"),
-        ({"prompt": "a", "seed": -1}, "seed", "from 0 to 2^64 - 1"),
+        ({"prompt": "a", "seed": -(2**63) - 1}, "seed", "from -2^63 to 2^64 - 1"),
         ({"prompt": "a", "presence_penalty": 2.5}, "presence_penalty", ">= -2.0 and <= 2.0"),
         ({"prompt": "a", "min_tokens": -1}, "min_tokens", "at least 0"),
         ({"prompt": "a", "min_tokens": 9, "max_tokens": 8}, "min_tokens", "at most 8"),
@@ -201,6 +249,12 @@ def test_logprobs_of_echoed_prompts_and_new_tokens_stand_at_their_characters(dem
         ({"messages": [{"role": "user"}]}, "messages.0.content", "Field required"),
         ({"messages": [{"role": "king", "content": "a"}]}, "messages.0.role", "'user'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", "of type text"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0", "null only of an assistant"),
+        (
+            {"messages": [*MESSAGES, {"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}]},
+            "messages.2.tool_calls",
+            "not supported",
+        ),
         ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"messages": MESSAGES, "top_logprobs": 2}, "top_logprobs", "needs `logprobs`"),
@@ -267,13 +321,14 @@ def scripted(folder: Path, backend: ScriptedBackend) -> Any:
 
 def test_what_the_backend_lacks_is_refused_by_the_name_the_caller_used(serve: Any, splitting_folder: Path):
     with serve(Settings(), scripted(splitting_folder, ScriptedBackend())) as client:
-        asked = {"prompt": "a", "temperature": 0}
+        asked: dict[str, Any] = {"prompt": "a", "temperature": 0, "repetition_penalty": 1.0}
         assert client.post("/v1/completions", json=asked).status_code == 200
         for more, param in (
             ({"logprobs": 0}, "logprobs"),
             ({"min_tokens": 2}, "min_tokens"),
             ({"temperature": 1}, "temperature"),
             ({"presence_penalty": 1}, "presence_penalty"),
+            ({"repetition_penalty": 1.1}, "repetition_penalty"),
         ):
             error = client.post("/v1/completions", json=asked | more).json()["error"]
             assert error["param"] == param

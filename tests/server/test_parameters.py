@@ -5,7 +5,8 @@ Method: a scripted backend that claims to honour everything and keeps the `Sampl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from server.backends.base import Sampling, Score, Step
 from server.backends.sampling import HONOURED
+from server.engine.request import Task
 from server.settings import Settings
 from server.tokenizer import Tokenizer
 from tests.server.scripted import ScriptedBackend
@@ -32,6 +34,9 @@ class Listening(ScriptedBackend):
         assert step is not None
         prompt = tuple(Score(-1.0) for _ in token_ids[1:]) if sampling.prompt_logprobs else ()
         return replace(step, score=Score(-1.0), prompt=prompt)
+
+    def decode(self) -> Mapping[int, Step]:
+        return {slot: replace(step, score=Score(-2.0)) for slot, step in super().decode().items()}
 
 
 @pytest.fixture
@@ -159,3 +164,51 @@ def test_stop_sequences_may_be_one_string_or_several(client: httpx.Client, backe
         choice = client.post(route, json={**prompt, "max_tokens": 9, "stop": stop}).json()["choices"][0]
         text = choice["message"]["content"] if "chat" in route else choice["text"]
         assert (text, choice["finish_reason"]) == ("el", "stop")
+
+
+def test_a_text_without_tokens_costs_nothing(serve: Any, splitting_folder: Path):
+    from tokenizers import normalizers
+
+    tokenizer = Tokenizer.load(str(splitting_folder))
+    tokenizer.fast.normalizer = normalizers.Strip()
+    with serve(Settings(), lambda _: (ScriptedBackend(), tokenizer)) as client:
+        reply = client.post("/generate", json={"inputs": "  ", "parameters": {}})
+        assert (reply.status_code, reply.json()["error_type"]) == (422, "validation")
+        assert "the tokenizer finds no tokens in it" in reply.json()["error"]
+        assert client.post("/v1/completions", json={"prompt": "  ", "temperature": 0}).status_code == 400
+        assert client.get("/health").status_code == 200
+    with pytest.raises(ValueError, match="without tokens"):
+        Task("", (), 1, Sampling())
+
+
+@pytest.mark.parametrize("route", ["/generate", "/v1/completions", "/v1/chat/completions"])
+def test_a_token_that_the_model_has_not_got_is_refused_before_it_reaches_the_model(
+    client: httpx.Client, backend: Listening, route: str
+):
+    # A tokenizer may have been given more tokens than the model has rows for.
+    backend.limits = replace(backend.limits, vocabulary=10)
+    bodies: dict[str, Any] = {
+        "/generate": {"inputs": "hello"},
+        "/v1/completions": {"prompt": "hello"},
+        "/v1/chat/completions": {"messages": MESSAGES},
+    }
+    reply = client.post(route, json=bodies[route])
+    assert reply.status_code in (400, 422)
+    assert "the model's are from 0 to 9" in reply.text
+    assert backend.told == []
+
+
+def test_a_chat_tells_the_same_logprobs_streamed_or_not(client: httpx.Client):
+    # The scripted backend says "ello" and begins again; "lo!" never comes, so that "lo" is held back for a while, and
+    # in the second text until its end.
+    for content in ("hello", "hello</s>"):
+        asked: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "max_tokens": 6}
+        asked |= {"temperature": 0, "logprobs": True, "stop": "lo!"}
+        whole = client.post("/v1/chat/completions", json=asked).json()["choices"][0]
+        stream = client.post("/v1/chat/completions", json=asked | {"stream": True}).text
+        chunks = [json.loads(line[6:])["choices"][0] for line in stream.split("\n") if line.startswith("data: {")]
+        streamed = [entry for chunk in chunks if chunk["logprobs"] for entry in chunk["logprobs"]["content"]]
+        assert streamed == whole["logprobs"]["content"]
+        assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == whole["message"]["content"]
+        assert whole["finish_reason"] == ("stop" if "</s>" in content else "length")
+        assert len(streamed) == (4 if "</s>" in content else 6)

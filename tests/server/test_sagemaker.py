@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from server import lifecycle, model, service
+from server.errors import ModelError
 from server.settings import Settings, parse
 
 BODIES: list[tuple[str, dict[str, Any]]] = [
@@ -62,6 +63,7 @@ def test_bodies_of_no_protocol_are_refused_in_tgis_shape(demo: httpx.Client, con
 
 
 def test_ping_says_what_health_says(demo: httpx.Client):
+    assert [demo.head(route).status_code for route in ("/ping", "/health", "/")] == [200] * 3
     assert [(reply.status_code, reply.content) for reply in (demo.get("/ping"), demo.get("/health"))] == [
         (200, b"")
     ] * 2
@@ -104,7 +106,7 @@ def test_serve_alone_takes_everything_from_the_environment_and_ends_with_sigterm
 
 def test_the_defaults_leave_sigterm_its_30_seconds():
     settings = Settings()
-    assert settings.grace_s + service.FAREWELL_S + lifecycle.CLOSING_S < 30
+    assert settings.grace_s + service.STEP_S + service.FAREWELL_S + lifecycle.CLOSING_S < 30
     assert settings.port == 8080
 
 
@@ -113,8 +115,10 @@ def test_the_model_is_named_by_the_command_line_then_the_environment_then_what_s
 ):
     monkeypatch.setattr(model, "SAGEMAKER_FOLDER", tmp_path)
     assert parse([]).model is None
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "nested").mkdir()  # an archive with a folder too many is refused, not passed over for the demonstration
     assert parse([]).model == str(tmp_path)
+    with pytest.raises(ModelError, match=r"without config\.json"):
+        model.locate(str(tmp_path))
     monkeypatch.setenv("HF_MODEL_ID", "org/name")
     assert parse([]).model == "org/name"
     monkeypatch.setenv("TOKENCLOCK_MODEL", "org/other")

@@ -87,6 +87,9 @@ def test_the_full_text_begins_with_the_prompt_where_asked(demo: httpx.Client):
 def test_truncate_keeps_the_end_of_the_prompt(demo: httpx.Client):
     last = stream(demo, max_new_tokens=2, details=True, truncate=3)[-1][1]
     assert last["details"]["input_length"] == 3
+    ids = [token["id"] for token in demo.post("/tokenize", json={"inputs": PROMPT}).json()]
+    told = ask(demo, max_new_tokens=1, decoder_input_details=True, truncate=3)["details"]["prefill"]
+    assert [token["id"] for token in told] == ids[-3:]
 
 
 def test_tokenize_gives_ids_and_the_bytes_they_cover(demo: httpx.Client):
@@ -238,6 +241,15 @@ def test_the_times_of_a_plain_reply_add_up(demo: httpx.Client):
     timing = json.loads(headers["x-tokenclock-timing"])
     assert (timing["prefill_s"] + timing["decode_s"]) * 1000 == pytest.approx(parts[2], abs=1.1)
     assert timing["queue_s"] * 1000 == pytest.approx(parts[0] + parts[1], abs=2.1), "the body's reading is in it"
+
+
+def test_a_request_that_waited_says_how_long(demo: httpx.Client):
+    busy = {"prompt": "a", "n": 4, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    with demo.stream("POST", "/v1/completions", json=busy) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        waited = demo.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 1}})
+    assert int(waited.headers["x-queue-time"]) > 10 * int(waited.headers["x-inference-time"])
 
 
 def test_of_several_texts_the_likeliest_is_the_answer(demo: httpx.Client):

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from server.api.openai.messages import written
 from server.api.openai.schemas import ChatRequest, CompletionRequest, OpenAiRequest
-from server.api.served import off_the_loop
+from server.api.tokenizing import off_the_loop
 from server.api.validation import (
     TEMPERATURES,
     able,
@@ -22,6 +21,7 @@ from server.api.validation import (
     drawn,
     refuse,
     room,
+    unsupported,
 )
 from server.backends.base import Limits, Sampling
 from server.engine.engine import Engine
@@ -48,7 +48,7 @@ NOT_SUPPORTED: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
-    "reasoning_effort": (),
+    "reasoning_effort": ("none",),
     "verbosity": (),
     "store": (False,),
     "service_tier": ("auto", "default"),
@@ -58,25 +58,14 @@ NOT_SUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """How many new tokens are asked for, and under which names."""
-
-    prompt: str
-    param: str
-    new_tokens: int | None
-
-
 def checked(body: OpenAiRequest, served: str, most_texts: int, prompts: int) -> None:
     """Raises: NotServed, ValidationError, where that needs no model to be seen."""
     if body.model is not None and body.model not in (served, *ANY_MODEL):
         raise NotServed(
-            f"The model {body.model!r} does not exist here: ask for {served!r}, or leave `model` out", param="model"
+            f"The model {reprlib.repr(body.model)} does not exist here: ask for {served!r}, or leave `model` out",
+            param="model",
         )
-    for name, neutral in NOT_SUPPORTED.items():
-        value = getattr(body, name, None)
-        if value is not None and value not in neutral:
-            refuse(name, f"is not supported by this server: leave it out. Given: {reprlib.repr(value)}")
+    unsupported(body, {name: neutral for name, neutral in NOT_SUPPORTED.items() if hasattr(body, name)})
     if body.stream_options is not None:
         if not body.stream:
             refuse("stream_options", "is only allowed when `stream` is true")
@@ -99,15 +88,11 @@ async def chat_tasks(body: ChatRequest, engine: Engine, served: str, most_texts:
         refuse("top_logprobs", "needs `logprobs`: set it to true")
     if body.logprobs:
         needs_scores(limits)
-    top_n = likeliest("top_logprobs", body.top_logprobs, MOST_CHAT_LOGPROBS)
+    top_n = top_n_of("top_logprobs", body.top_logprobs, MOST_CHAT_LOGPROBS)
     sampling = sampling_of(body, limits, top_n, "top_logprobs")
     text = await written(body.messages, tokenizer)
     token_ids = await off_the_loop(lambda: tokenizer.encode(text, templated=True), len(text))
-    if body.max_completion_tokens is not None:
-        wish = Wish("messages", "max_completion_tokens", body.max_completion_tokens)
-    else:
-        wish = Wish("messages", "max_tokens", body.max_tokens)
-    return tasks(body, [(text, token_ids)], sampling, wish, limits)
+    return tasks(body, "messages", [(text, token_ids)], sampling, limits)
 
 
 async def completion_tasks(body: CompletionRequest, engine: Engine, served: str, most_texts: int) -> list[Task]:
@@ -120,12 +105,11 @@ async def completion_tasks(body: CompletionRequest, engine: Engine, served: str,
     checked(body, served, most_texts, len(given))
     if body.logprobs is not None:
         needs_scores(limits)
-    top_n = likeliest("logprobs", body.logprobs, MOST_COMPLETION_LOGPROBS)
+    top_n = top_n_of("logprobs", body.logprobs, MOST_COMPLETION_LOGPROBS)
     echoed = bool(body.echo) and body.logprobs is not None
     sampling = sampling_of(body, limits, top_n, "logprobs", prompt_logprobs=echoed)
     prompts = await off_the_loop(lambda: [tokenized(each, tokenizer, limits) for each in given], sum(map(len, given)))
-    wish = Wish("prompt", "max_tokens", COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens)
-    return tasks(body, prompts, sampling, wish, limits)
+    return tasks(body, "prompt", prompts, sampling, limits, unless_told=COMPLETION_TOKENS)
 
 
 def listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str] | list[list[int]]:
@@ -152,7 +136,7 @@ def needs_scores(limits: Limits) -> None:
         refuse("logprobs", "is not supported by this backend: leave it out")
 
 
-def likeliest(name: str, asked: int | None, most: int) -> int | None:
+def top_n_of(name: str, asked: int | None, most: int) -> int | None:
     """How many of the likeliest tokens to tell of; None where there are none to tell of."""
     if asked is not None and not 0 <= asked <= most:
         refuse(name, f"must be from 0 to {most}. Given: {asked}")
@@ -174,7 +158,7 @@ def sampling_of(
         body.repetition_penalty,
         {"frequency_penalty": body.frequency_penalty, "presence_penalty": body.presence_penalty},
     )
-    checked_seed(body.seed)
+    checked_seed(body.seed, least=-(2**63))
     checked_stop(stops(body))
     if body.min_tokens is not None and body.min_tokens < 0:
         refuse("min_tokens", f"must be at least 0. Given: {body.min_tokens}")
@@ -183,7 +167,7 @@ def sampling_of(
         temperature=t or None,
         top_k=k if k is not None and k > 0 else None,
         top_p=p if p != 1 else None,
-        repetition_penalty=body.repetition_penalty,
+        repetition_penalty=body.repetition_penalty if body.repetition_penalty != 1 else None,
         frequency_penalty=body.frequency_penalty or None,
         presence_penalty=body.presence_penalty or None,
         seed=body.seed,
@@ -197,20 +181,26 @@ def sampling_of(
 
 
 def tasks(
-    body: OpenAiRequest,
+    body: ChatRequest | CompletionRequest,
+    param: str,
     prompts: Sequence[tuple[str, Sequence[int]]],
     sampling: Sampling,
-    wish: Wish,
     limits: Limits,
+    unless_told: int | None = None,
 ) -> list[Task]:
-    if wish.new_tokens is not None and wish.new_tokens < 1:
-        refuse(wish.param, f"must be at least 1. Given: {wish.new_tokens}")
+    """n tasks for each prompt that came as `param`, of at most `unless_told` tokens where no number is asked for."""
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    wanted = getattr(body, name)
+    if wanted is not None and wanted < 1:
+        refuse(name, f"must be at least 1. Given: {wanted}")
     made = []
     for text, token_ids in prompts:
         if not token_ids:
-            refuse(wish.prompt, "cannot be empty")
-        new_tokens = room(len(token_ids), wish.new_tokens, limits, wish.prompt, wish.param)
-        checked_ids(token_ids, limits, wish.prompt)
+            refuse(param, "cannot be empty")
+        new_tokens = room(len(token_ids), wanted, limits, param, name)
+        if wanted is None and unless_told is not None:
+            new_tokens = min(new_tokens, unless_told)
+        checked_ids(token_ids, limits, param)
         if body.min_tokens is not None and body.min_tokens > new_tokens:
             refuse(
                 "min_tokens", f"must be at most {new_tokens}, which is all that may follow. Given: {body.min_tokens}"

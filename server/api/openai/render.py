@@ -7,6 +7,7 @@ Source: openai/openai-openapi (CreateChatCompletionStreamResponse, CreateComplet
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
@@ -64,7 +65,7 @@ class ChatChoice:
         return {
             "index": self._index,
             "message": {"role": "assistant", "content": content, "refusal": None},
-            "logprobs": self._told([token for token in tokens if not ends_silently(token)]),
+            "logprobs": self._told(tokens),
             "finish_reason": None if finish is None else REASONS[finish],
         }
 
@@ -74,7 +75,7 @@ class ChatChoice:
     def _told(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self._logprobs:
             return None
-        scored = [(token.id, token.score) for token in tokens if token.score is not None]
+        scored = [(token.id, token.score) for token in tokens if token.score is not None and not ends_silently(token)]
         content = [
             {
                 **self._token(token_id, score.logprob),
@@ -93,6 +94,7 @@ class CompletionChoice:
     def __init__(self, index: int, body: CompletionRequest, request: Request, tokenizer: Tokenizer) -> None:
         self._index = index
         self._logprobs = body.logprobs is not None
+        self._echoes = bool(body.echo)
         self._echoed = request.task.prompt if body.echo else ""
         self._request = request
         self._visible = Visible(request.task.stop)
@@ -119,12 +121,16 @@ class CompletionChoice:
         if not self._logprobs:
             return None
         rows: list[tuple[int, int, Score | None]] = []  # (token id, offset, score)
-        if first and self._echoed:
+        if first and self._echoes:
             offset = 0
+            characters = codecs.getincrementaldecoder("utf-8")("replace")
             for token_id, score in zip(self._request.task.token_ids, [None, *self._request.prompt_scores], strict=True):
                 rows.append((token_id, offset, score))
-                special = token_id in self._tokenizer.special_ids
-                offset = min(offset + (0 if special else len(self._tokenizer.text(token_id))), len(self._echoed))
+                text = self._tokenizer.text(token_id)
+                if token_id not in self._tokenizer.special_ids:
+                    offset = min(offset + len(characters.decode(self._tokenizer.utf8(token_id))), len(self._echoed))
+                elif self._echoed.startswith(text, offset):  # written out in the prompt, not put before it
+                    offset += len(text)
         for token in tokens:
             if not ends_silently(token):
                 rows.append((token.id, self._offset, token.score))

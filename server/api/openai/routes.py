@@ -25,6 +25,7 @@ from server.api.openai.schemas import (
 )
 from server.api.refusals import OPENAI_RESPONSES
 from server.api.served import Call, Called, Served, admit
+from server.api.tokenizing import off_the_loop
 from server.errors import NotServed
 from server.service import Service, Stream
 
@@ -77,7 +78,8 @@ async def replied(kind: str, body: OpenAiRequest, call: Call, stream: Stream, ch
     if texts is None:
         return Response(status_code=replies.CLIENT_CLOSED_REQUEST)
     headers = replies.plain_headers(call, stream, prompts, prompt_tokens, sum(map(len, texts)))
-    return replies.json_reply(answer.whole(texts), headers)
+    told = sum(map(len, texts)) + sum(len(request.prompt_scores) for request in stream.requests)
+    return replies.json_reply(await off_the_loop(lambda: answer.whole(texts), told), headers)
 
 
 @router.get("/models", response_model=Models)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PlainValidator
+from pydantic import BaseModel, Field, PlainValidator, model_validator
 
-from server.api.body import Body, described, limited
+from server.api.body import FIRST_ERROR, Body, described, limited
 
 Refused = Annotated[Any, Field(description="not supported: may be given where it asks for nothing")]
 
@@ -30,10 +30,10 @@ class OpenAiRequest(Body):
     n: int | None = limited("texts for each prompt; default 1", minimum=1)
     temperature: float | None = limited("0 is greedy; default 1", minimum=0, maximum=2)
     top_p: float | None = limited("default 1", exclusiveMinimum=0, maximum=1)
-    stop: Annotated[str | list[str] | None, described("must be a string or a list of strings")] = Field(
-        None, description="at most 4; not part of the text"
-    )
-    seed: int | None = limited("drawn where absent", minimum=0, maximum=2**64 - 1)
+    stop: Annotated[
+        str | Annotated[list[str], FIRST_ERROR] | None, described("must be a string or a list of strings")
+    ] = Field(None, description="at most 4; not part of the text")
+    seed: int | None = limited("drawn where absent", minimum=-(2**63), maximum=2**64 - 1)
     frequency_penalty: float | None = limited("for every time a token was generated", minimum=-2, maximum=2)
     presence_penalty: float | None = limited("for a token that was generated", minimum=-2, maximum=2)
     top_k: int | None = limited("vLLM's: keep the k likeliest; 0 or -1 is off", minimum=-1)
@@ -52,19 +52,35 @@ class TextPart(Body):
 
 class Message(Body):
     role: Literal["developer", "system", "user", "assistant", "tool"]
-    content: Annotated[str | list[TextPart], described("must be a string, or a list of parts of type text")]
+    content: Annotated[
+        str | Annotated[list[TextPart], FIRST_ERROR] | None,
+        described("must be a string, or a list of parts of type text"),
+    ] = Field(description="null only of an assistant")
     name: str | None = None
+    tool_call_id: str | None = None
+    # What OpenAI's own assistant messages bring along: refused by name unless it is null or empty.
+    refusal: Refused = None
+    tool_calls: Refused = None
+    function_call: Refused = None
+    audio: Refused = None
+    annotations: Refused = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("`content` may be null only of an assistant")
+        return self
 
 
 class ChatRequest(OpenAiRequest):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1), FIRST_ERROR]
     max_tokens: int | None = limited("deprecated by OpenAI for the next one", minimum=1)
     max_completion_tokens: int | None = limited("default: what max_total_tokens leaves", minimum=1)
     logprobs: bool | None = None
     top_logprobs: int | None = limited("with `logprobs`: the likeliest tokens of every step", minimum=0, maximum=20)
     safety_identifier: str | None = Field(None, description="changes nothing")
     prompt_cache_key: str | None = Field(None, description="changes nothing")
-    metadata: dict[str, str] | None = Field(None, description="changes nothing")
+    metadata: dict[str, Any] | None = Field(None, description="changes nothing")
     # Known to OpenAI, not to this server: refused by name when asked for.
     tools: Refused = None
     tool_choice: Refused = None
@@ -102,6 +118,7 @@ def prompt(said: Any) -> Prompt:
 class CompletionRequest(OpenAiRequest):
     prompt: Annotated[Prompt, PlainValidator(prompt, json_schema_input_type=Prompt)]
     max_tokens: int | None = limited("default 16, as OpenAI has it", minimum=1)
+    max_completion_tokens: int | None = limited("chat's name for it; some clients send both", minimum=1)
     logprobs: int | None = limited("the likeliest tokens of every step, and the chosen one", minimum=0, maximum=5)
     echo: bool | None = Field(None, description="put the prompt before the text")
     # Known to OpenAI, not to this server: refused by name when asked for.
@@ -176,24 +193,6 @@ class CompletionChoice(BaseModel):
 class Completion(Answer):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
-    usage: Usage | None = None
-
-
-class Delta(BaseModel):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(BaseModel):
-    index: int
-    delta: Delta
-    logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
-
-
-class ChatCompletionChunk(Answer):
-    object: Literal["chat.completion.chunk"]
-    choices: list[ChatChunkChoice]
     usage: Usage | None = None
 
 

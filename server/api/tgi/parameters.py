@@ -6,10 +6,8 @@ Source: huggingface/text-generation-inference 3.3.6-dev0, router/src/validation.
 
 from __future__ import annotations
 
-import reprlib
-
-from server.api.served import off_the_loop
 from server.api.tgi.schemas import GenerateRequest, Parameters
+from server.api.tokenizing import off_the_loop
 from server.api.validation import (
     TEMPERATURES,
     able,
@@ -21,6 +19,7 @@ from server.api.validation import (
     drawn,
     refuse,
     room,
+    unsupported,
 )
 from server.backends.base import Limits, Sampling
 from server.engine.engine import Engine
@@ -28,8 +27,8 @@ from server.engine.request import Task
 from server.errors import ValidationError
 
 MAX_TOP_N_TOKENS = 5
-#: TGI's parameters that this server doesn't have, with the value that asks for nothing.
-NOT_SUPPORTED = {"watermark": False, "grammar": None, "adapter_id": None}
+#: TGI's parameters that this server doesn't have, with the values that ask for nothing.
+NOT_SUPPORTED: dict[str, tuple[object, ...]] = {"watermark": (False,), "grammar": (), "adapter_id": ()}
 #: TGI's names of what a `Sampling` calls otherwise.
 CALLED = {"prompt_logprobs": "decoder_input_details"}
 
@@ -46,10 +45,13 @@ async def tasks_of(body: GenerateRequest, engine: Engine, streamed: bool, most_t
         refuse("inputs", "cannot be empty")
     if asked.truncate is not None and not 0 < asked.truncate <= limits.max_input_tokens:
         refuse(
-            "truncate", f"must be strictly positive and less than {limits.max_input_tokens}. Given: {asked.truncate}"
+            "truncate",
+            f"must be strictly positive and less than {limits.max_input_tokens + 1}. Given: {asked.truncate}",
         )
     token_ids = await off_the_loop(lambda: tokenizer.encode(body.inputs), len(body.inputs))
     token_ids = token_ids[-asked.truncate :] if asked.truncate else token_ids
+    if not token_ids:
+        refuse("inputs", "cannot be empty: the tokenizer finds no tokens in it")
     new_tokens = room(len(token_ids), asked.max_new_tokens, limits, "inputs", "max_new_tokens")
     checked_ids(token_ids, limits, "inputs")
     return [
@@ -85,10 +87,7 @@ def samples(asked: Parameters) -> bool:
 
 def sampling_of(asked: Parameters, limits: Limits) -> Sampling:
     """Raises: ValidationError where a value is out of TGI's range, or the backend can't do what is asked."""
-    for name, neutral in NOT_SUPPORTED.items():
-        value = getattr(asked, name)
-        if value is not None and value != neutral:
-            refuse(name, f"is not supported by this server: leave it out. Given: {reprlib.repr(value)}")
+    unsupported(asked, NOT_SUPPORTED)
     if asked.temperature is not None and asked.temperature <= 0:
         refuse(
             "temperature", f"must be strictly positive. Given: {asked.temperature}; for greedy decoding leave it out"
@@ -112,7 +111,7 @@ def sampling_of(asked: Parameters, limits: Limits) -> Sampling:
         top_k=asked.top_k,
         top_p=asked.top_p,
         typical_p=asked.typical_p,
-        repetition_penalty=asked.repetition_penalty,
+        repetition_penalty=asked.repetition_penalty if asked.repetition_penalty != 1 else None,
         frequency_penalty=asked.frequency_penalty or None,
         seed=asked.seed,
         ignore_eos=asked.ignore_eos,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import orjson
 from fastapi import APIRouter, Depends, Response
 
 from server.api import replies, sse
@@ -14,7 +15,7 @@ from server.api.body import json_body, request_body
 from server.api.openai.messages import written
 from server.api.openai.schemas import ChatRequest
 from server.api.refusals import TGI_RESPONSES
-from server.api.served import Call, Called, Served, admit, off_the_loop
+from server.api.served import Call, Called, Served, admit
 from server.api.tgi.parameters import tasks_of
 from server.api.tgi.render import answer, events, likeliest
 from server.api.tgi.schemas import (
@@ -25,6 +26,7 @@ from server.api.tgi.schemas import (
     SimpleToken,
     StreamResponse,
 )
+from server.api.tokenizing import off_the_loop
 from server.api.validation import refuse
 
 router = APIRouter(tags=["TGI"], responses=TGI_RESPONSES)
@@ -76,8 +78,9 @@ async def plainly(body: GenerateRequest, call: Call, in_a_list: bool = False) ->
     if texts is None:
         return Response(status_code=replies.CLIENT_CLOSED_REQUEST)
     best = likeliest(texts)
-    reply = answer(body, stream, texts, best)
-    prompt_tokens = len(stream.requests[best].task.token_ids)
+    tokens = sum(map(len, texts)) + len(stream.requests[0].prompt_scores)
+    reply = await off_the_loop(lambda: answer(body, stream, texts, best), tokens)
+    prompt_tokens = len(stream.requests[0].task.token_ids)
     headers = replies.plain_headers(call, stream, [body.inputs], prompt_tokens, len(texts[best]))
     return replies.json_reply([reply] if in_a_list else reply, headers)
 
@@ -96,7 +99,8 @@ async def tokenize(
     tokenizer = service.require_ready().tokenizer
     if not body.inputs:
         refuse("inputs", "cannot be empty")
-    return replies.json_reply(await off_the_loop(lambda: tokenizer.pieces(body.inputs), len(body.inputs)))
+    content = await off_the_loop(lambda: replies.json_list(tokenizer.pieces(body.inputs)), len(body.inputs))
+    return Response(content, media_type="application/json")
 
 
 @router.post("/chat_tokenize", response_model=ChatTokenizeResponse, openapi_extra=request_body(ChatRequest))
@@ -106,5 +110,5 @@ async def chat_tokenize(
     """A conversation as the chat template writes it, and its tokens."""
     tokenizer = service.require_ready().tokenizer
     text = await written(body.messages, tokenizer)
-    pieces = await off_the_loop(lambda: tokenizer.pieces(text, templated=True), len(text))
-    return replies.json_reply({"tokenize_response": pieces, "templated_text": text})
+    pieces = await off_the_loop(lambda: replies.json_list(tokenizer.pieces(text, templated=True)), len(text))
+    return replies.json_reply({"tokenize_response": orjson.Fragment(pieces), "templated_text": text})

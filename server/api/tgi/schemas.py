@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from server.api.body import Body, limited
+from server.api.body import FIRST_ERROR, Body, limited
 
 
 class Parameters(Body):
@@ -23,7 +23,7 @@ class Parameters(Body):
     frequency_penalty: float | None = limited("for every time a token was generated", minimum=-2, maximum=2)
     best_of: int | None = limited("generate so many texts and give the likeliest; needs sampling", minimum=1)
     seed: int | None = limited("drawn where absent", minimum=0, maximum=2**64 - 1)
-    stop: list[Annotated[str, Field(json_schema_extra={"minLength": 1})]] = Field(
+    stop: Annotated[list[Annotated[str, Field(json_schema_extra={"minLength": 1})]], FIRST_ERROR] = Field(
         default_factory=list, description="end the text with one of these", json_schema_extra={"maxItems": 4}
     )
     truncate: int | None = limited("keep the last so many prompt tokens", minimum=1)
