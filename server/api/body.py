@@ -50,7 +50,8 @@ class Body(BaseModel):
             return said
         for name, value in said.items():
             if name not in cls.model_fields and value is not None:
-                raise PydanticCustomError("unknown_name", "{name}", {"name": name[:LONGEST_NAME]})
+                shown = name if len(name) <= LONGEST_NAME and name.isprintable() else ascii(name[:LONGEST_NAME])
+                raise PydanticCustomError("unknown_name", "{name}", {"name": shown})
         return {name: value for name, value in said.items() if name in cls.model_fields}
 
 

@@ -149,6 +149,7 @@ def test_unknown_fields_that_are_null_ask_for_nothing(demo: httpx.Client, route:
 
 
 def test_messages_quote_no_more_than_they_need(demo: httpx.Client):
+    assert "\n" not in demo.post("/tokenize", json={"inputs": "a", "two\nlines": 1}).json()["error"]
     for body in ({"prompt": "a", "x" * 100_000: 1}, {"prompt": "a", "model": "x" * 100_000}, {"prompt": ["x"] * 9_999}):
         assert len(demo.post("/v1/completions", json=body).content) < 600
 
