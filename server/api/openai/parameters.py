@@ -176,8 +176,10 @@ def sampling_of(
         top_n_tokens=top_n,
         prompt_logprobs=prompt_logprobs,
     )
+    if sampling.do_sample and "do_sample" not in limits.sampling:
+        refuse("temperature", "other than 0 is not supported by this backend: set it to 0")
     called = {"top_n_tokens": logprobs, "prompt_logprobs": "echo", "min_new_tokens": "min_tokens"}
-    return able(sampling, limits, called | {"do_sample": "temperature"})
+    return able(sampling, limits, called)
 
 
 def tasks(
