@@ -13,6 +13,7 @@ import os
 import re
 import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,7 +26,8 @@ from server.settings import Settings
 logger = logging.getLogger(__name__)
 
 CUTTING_SIGNAL = 2
-OFFER = re.compile(rb"(\r\n)upgrade:", re.IGNORECASE)  # in a head only: no JSON string holds a bare line end
+OFFER = re.compile(rb"(\r\n)upgrade:", re.IGNORECASE)
+LINE_ENDS, HEAD_ENDS = b"\r\n", b"\r\n\r\n"
 KEEP_ALIVE_S = 75  # a client may hold a connection between two requests for longer than uvicorn's 5 s
 CLOSING_S = 3.0  # after the drain: for the last bytes to leave
 
@@ -47,8 +49,28 @@ class Http1(HttpToolsProtocol):
     7.8); the parser would stop there instead, and lose the body.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = True
+        self._held = b""  # the last line of a head that is still coming
+
     def data_received(self, data: bytes) -> None:
-        super().data_received(OFFER.sub(rb"\1x-offer:", data))
+        if self._in_head:
+            head, end, rest = (self._held + data).partition(HEAD_ENDS)
+            complete = len(head)
+            if not end:
+                complete = head.rindex(LINE_ENDS) if LINE_ENDS in head else complete - head.endswith(b"\r")
+            self._held = head[complete:]
+            data = OFFER.sub(rb"\1x-offer:", head[:complete]) + end + rest
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head = True
 
 
 class Server(uvicorn.Server):
@@ -102,6 +124,7 @@ def run(app: FastAPI, settings: Settings) -> None:
     Server(config, service, settings.grace_s).run(sockets=[listener])
     if service.phase is Phase.FAILED and service.failure is not None:
         raise service.failure
-    if service.stuck:  # a thread that comes back from native code into an interpreter that has ended aborts it
+    # A thread that comes back from native code into an interpreter that has ended would abort it.
+    if service.engine is not None and service.engine.running:
         logging.shutdown()
         os._exit(0)

@@ -18,10 +18,12 @@ from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect
 
 from server.api.served import Served, counted
+from server.api.tokenizing import off_the_loop
 from server.errors import MalformedBody, NotJson, TooLarge, ValidationError
 
 M = TypeVar("M", bound="Body")
 LONGEST_NAME = 100  # in a message
+BYTES_OF_WORK = 50  # reading so many costs what a character costs to tokenize
 COMPONENT = "#/components/schemas/{model}"
 
 
@@ -80,15 +82,15 @@ def json_body(model: type[M], generates: bool = True) -> Callable[..., Awaitable
 
     async def body(request: Request, service: Served) -> M:
         with counted(service.metrics) if generates else contextlib.nullcontext():
-            return typed(model, await json_of(request, service.settings.payload_limit))
+            return await read(request, service.settings.payload_limit, lambda said: typed(model, said))
 
     return body
 
 
-async def json_of(request: Request, limit: int) -> Any:
-    """The value that a body spells.
+async def read(request: Request, limit: int, understood: Callable[[Any], M]) -> M:
+    """A body, as `understood` takes the value that it spells.
 
-    Raises: TooLarge, before more than `limit` bytes are kept; NotJson; MalformedBody.
+    Raises: TooLarge, before more than `limit` bytes are kept; NotJson; MalformedBody; what `understood` raises.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
@@ -103,8 +105,14 @@ async def json_of(request: Request, limit: int) -> Any:
             content += part
             if len(content) > limit:
                 raise TooLarge(f"the body has more than {limit:,} bytes, which is all that is read: shorten the prompt")
+
+    return await off_the_loop(lambda: understood(spelled(bytes(content))), len(content) // BYTES_OF_WORK)
+
+
+def spelled(content: bytes) -> Any:
+    """Raises: MalformedBody."""
     try:
-        return pydantic_core.from_json(bytes(content))
+        return pydantic_core.from_json(content)
     except ValueError as error:
         raise MalformedBody(f"the body is not JSON: {error}") from error
 

@@ -8,12 +8,12 @@ Source: huggingface/text-generation-inference 3.3.6-dev0, router/src/sagemaker.r
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from server.api import sse
-from server.api.body import Body, json_of, request_body, typed
+from server.api.body import Body, read, request_body, typed
 from server.api.openai import routes as openai
 from server.api.openai.schemas import ChatCompletion, ChatRequest, Completion, CompletionRequest
 from server.api.ops import UNHEALTHY
@@ -41,14 +41,16 @@ async def ping(service: Served) -> Response:
 
 
 async def body_of(request: Request, service: Served) -> Body:
-    with counted(service.metrics):
-        said = await json_of(request, service.settings.payload_limit)
+    def understood(said: Any) -> Body:
         held = [key for key in BODIES if isinstance(said, dict) and key in said]
         if not held:
             raise ValidationError("the body must be an object that holds `inputs`, `messages` or `prompt`")
         if held[0] != "inputs":
             speak_openai(request)
         return typed(BODIES[held[0]], said)
+
+    with counted(service.metrics):
+        return await read(request, service.settings.payload_limit, understood)
 
 
 @router.post(

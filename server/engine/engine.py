@@ -68,6 +68,10 @@ class Engine:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
     def submit(self, request: Request) -> None:
         self._inbox.put(_Message("submit", request))
 
@@ -81,7 +85,7 @@ class Engine:
         """
         self._inbox.put(_Message("stop"))
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return not self.running
 
     def _run(self) -> None:
         try:

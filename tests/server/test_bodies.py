@@ -170,6 +170,29 @@ def test_an_offer_of_another_protocol_is_not_taken_and_costs_no_body(demo: httpx
         assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("cut", [b"\r\nUp", b"\r", b"\r\n", b"\r\nUpgrade: h2", b"HTTP/1.1", 1, 2, 3, 4, 5])
+def test_an_offer_that_comes_in_two_pieces_costs_no_body_either(demo: httpx.Client, cut: bytes | int):
+    body = json.dumps(ROUTES["/generate"]).encode()
+    head = b"POST /generate HTTP/1.1\r\nUpgrade: h2c\r\nConnection: Upgrade\r\nhost: x\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection((demo.base_url.host, demo.base_url.port or 80), timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        at = len(head) - cut if isinstance(cut, int) else head.index(cut) + len(cut)
+        for part in (head[:at], head[at:] + body):
+            connection.sendall(part)
+            time.sleep(0.05)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_prompt_may_speak_of_upgrades(demo: httpx.Client):
+    def parts() -> Iterator[bytes]:  # sent as chunks, of which each follows a line end
+        yield b'{"inputs": "say '
+        yield b'upgrade: now"}'
+
+    pieces = demo.post("/tokenize", content=parts(), headers=JSON).json()
+    assert "".join(piece["text"] for piece in pieces) == "say upgrade: now"
+
+
 JSONS: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

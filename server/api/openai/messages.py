@@ -20,7 +20,7 @@ async def written(messages: Sequence[Message], tokenizer: Tokenizer) -> str:
     for place, message in enumerate(messages):
         unsupported(message, NOT_SUPPORTED, f"messages.{place}.")
     plain = [as_dict(message) for message in messages]
-    return await off_the_loop(lambda: tokenizer.chat(plain), sum(len(message["content"]) for message in plain))
+    return await off_the_loop(lambda: tokenizer.chat(plain), sum(1 + len(message["content"]) for message in plain))
 
 
 def as_dict(message: Message) -> dict[str, str]:

@@ -128,7 +128,10 @@ class CompletionChoice:
                 rows.append((token_id, offset, score))
                 text = self._tokenizer.text(token_id)
                 if token_id not in self._tokenizer.special_ids:
-                    offset = min(offset + len(characters.decode(self._tokenizer.utf8(token_id))), len(self._echoed))
+                    spelled = characters.decode(self._tokenizer.utf8(token_id))
+                    if offset == 0 and not self._echoed.startswith(" "):  # SentencePiece puts a space before a text
+                        spelled = spelled.removeprefix(" ")
+                    offset = min(offset + len(spelled), len(self._echoed))
                 elif self._echoed.startswith(text, offset):  # written out in the prompt, not put before it
                     offset += len(text)
         for token in tokens:

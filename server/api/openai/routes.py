@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter, Depends, Response
 
 from server.api import replies, sse
@@ -78,8 +79,10 @@ async def replied(kind: str, body: OpenAiRequest, call: Call, stream: Stream, ch
     if texts is None:
         return Response(status_code=replies.CLIENT_CLOSED_REQUEST)
     headers = replies.plain_headers(call, stream, prompts, prompt_tokens, sum(map(len, texts)))
-    told = sum(map(len, texts)) + sum(len(request.prompt_scores) for request in stream.requests)
-    return replies.json_reply(await off_the_loop(lambda: answer.whole(texts), told), headers)
+    tokens = sum(map(len, texts)) + sum(len(request.prompt_scores) for request in stream.requests)
+    each = 1 + (stream.requests[0].task.sampling.top_n_tokens or 0)
+    content = await off_the_loop(lambda: orjson.dumps(answer.whole(texts)), tokens * each)
+    return replies.json_reply(orjson.Fragment(content), headers)
 
 
 @router.get("/models", response_model=Models)
