@@ -98,7 +98,7 @@ class Service:
         self.phase = Phase.LOADING
         self.failure: Exception | None = None  # why FAILED or BROKEN
         self.engine: Engine | None = None  # until the model is loaded
-        self.stuck = False  # the engine's thread was left in a step that did not end
+        self._stuck = False  # the engine's thread was left in a step that did not end
         self.model_name = settings.served_model_name or settings.model or "demo"
         self.started_s = int(time.time())  # Unix seconds
         self._load = load
@@ -143,10 +143,10 @@ class Service:
 
     async def stop(self) -> None:
         """End the engine; what still runs fails. May be called twice."""
-        if self.engine is None or self.stuck:
+        if self.engine is None or self._stuck:
             return
-        self.stuck = not await asyncio.to_thread(self.engine.stop, STEP_S)
-        if self.stuck:
+        self._stuck = not await asyncio.to_thread(self.engine.stop, STEP_S)
+        if self._stuck:
             logger.warning("the backend's step takes longer than %g s: it is left behind", STEP_S)
             for stream in self._open:
                 stream.fail(Unavailable("the server was stopped"))

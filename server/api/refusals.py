@@ -46,6 +46,11 @@ def problem(message: str, kind: str, param: str | None = None, code: str | None 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def plain_problem(request: Request, sentence: str, error_type: str, openai_type: str) -> dict[str, Any]:
+    """An error that is none of ours, in the shape of the request's protocol."""
+    return problem(sentence, openai_type) if is_openai(request) else {"error": sentence, "error_type": error_type}
+
+
 def is_openai(request: Request) -> bool:
     return request.url.path.startswith("/v1/") or getattr(request.state, "speaks_openai", False)
 
@@ -69,15 +74,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refuse_http(request: Request, error: HTTPException) -> Response:
         sentence = f"{error.detail}: {request.method} {request.url.path}"
-        body: dict[str, Any] = {"error": sentence, "error_type": "validation"}
-        if is_openai(request):
-            body = problem(sentence, "invalid_request_error")
+        body = plain_problem(request, sentence, "validation", "invalid_request_error")
         return json_reply(body, dict(error.headers or {}), error.status_code)
 
     @app.exception_handler(Exception)
     async def refuse_unexpected(request: Request, error: Exception) -> Response:  # the server logs the traceback
         sentence, told = f"internal error: {type(error).__name__}", TOLD[GenerationError]
-        body: dict[str, Any] = {"error": sentence, "error_type": told.error_type}
-        if is_openai(request):
-            body = problem(sentence, told.openai_type)
-        return json_reply(body, status=500)
+        return json_reply(plain_problem(request, sentence, told.error_type, told.openai_type), status=500)

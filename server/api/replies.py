@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -18,18 +18,28 @@ from starlette.types import Receive, Scope, Send
 
 from server.api import sse
 from server.api.served import Call
+from server.api.tokenizing import off_the_loop
 from server.engine.request import Token
 from server.service import Stream
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's word; nobody reads it
 SILENCE_S = 15.0  # then a comment keeps proxies from giving the stream up; axum's interval
 SLICE = 4_096  # of a long list
+#: What OpenAPI says of a route that answers or streams.
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {sse.MEDIA_TYPE: {}}}}
 T = TypeVar("T")
 
 
 def json_reply(payload: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
     """Floats that JSON can't spell become null."""
     return Response(orjson.dumps(payload), status, headers, media_type="application/json")
+
+
+async def rendered(stream: Stream, texts: Sequence[Sequence[Token]], answer: Callable[[], Any]) -> orjson.Fragment:
+    """The JSON of a plain answer, made off the event loop where it tells of many tokens."""
+    tokens = sum(map(len, texts)) + sum(len(request.prompt_scores) for request in stream.requests)
+    each = 1 + (stream.requests[0].task.sampling.top_n_tokens or 0)
+    return orjson.Fragment(await off_the_loop(lambda: orjson.dumps(answer()), tokens * each))
 
 
 def json_list(items: Iterable[Any]) -> bytes:

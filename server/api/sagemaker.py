@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from server.api import sse
+from server.api import replies
 from server.api.body import Body, read, request_body, typed
 from server.api.openai import routes as openai
 from server.api.openai.schemas import ChatCompletion, ChatRequest, Completion, CompletionRequest
@@ -56,7 +56,7 @@ async def body_of(request: Request, service: Served) -> Body:
 @router.post(
     "/invocations",
     response_model=list[GenerateResponse] | ChatCompletion | Completion,
-    responses={200: {"content": {sse.MEDIA_TYPE: {}}}, **BOTH_RESPONSES},
+    responses={**replies.STREAMED, **BOTH_RESPONSES},
     openapi_extra=request_body(*BODIES.values()),
 )
 async def invocations(body: Annotated[Body, Depends(body_of)], call: Called) -> Response:

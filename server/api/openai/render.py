@@ -24,6 +24,7 @@ from server.tokenizer import Tokenizer
 
 REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "stop", FinishReason.STOP: "stop"}
 FINGERPRINT = f"tokenclock-{__version__}"
+Row = tuple[int, int, Score | None]  # token id, character it begins at, score
 
 
 class Choice(Protocol):
@@ -120,20 +121,7 @@ class CompletionChoice:
     def _told(self, tokens: Sequence[Token], first: bool) -> dict[str, Any] | None:
         if not self._logprobs:
             return None
-        rows: list[tuple[int, int, Score | None]] = []  # (token id, offset, score)
-        if first and self._echoes:
-            offset = 0
-            characters = codecs.getincrementaldecoder("utf-8")("replace")
-            for token_id, score in zip(self._request.task.token_ids, [None, *self._request.prompt_scores], strict=True):
-                rows.append((token_id, offset, score))
-                text = self._tokenizer.text(token_id)
-                if token_id not in self._tokenizer.special_ids:
-                    spelled = characters.decode(self._tokenizer.utf8(token_id))
-                    if offset == 0 and not self._echoed.startswith(" "):  # SentencePiece puts a space before a text
-                        spelled = spelled.removeprefix(" ")
-                    offset = min(offset + len(spelled), len(self._echoed))
-                elif self._echoed.startswith(text, offset):  # written out in the prompt, not put before it
-                    offset += len(text)
+        rows = self._prompt_rows() if first and self._echoes else []
         for token in tokens:
             if not ends_silently(token):
                 rows.append((token.id, self._offset, token.score))
@@ -150,6 +138,23 @@ class CompletionChoice:
                 for token_id, _, score in rows
             ],
         }
+
+    def _prompt_rows(self) -> list[Row]:
+        """Of the tokens of an echoed prompt; nothing comes before the first one, so it has no score."""
+        rows: list[Row] = []
+        offset = 0
+        characters = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id, score in zip(self._request.task.token_ids, [None, *self._request.prompt_scores], strict=True):
+            rows.append((token_id, offset, score))
+            if token_id in self._tokenizer.special_ids:
+                name = self._tokenizer.token(token_id)
+                offset += len(name) if self._echoed.startswith(name, offset) else 0  # written out, or put before it
+                continue
+            spelled = characters.decode(self._tokenizer.utf8(token_id))
+            if offset == 0 and not self._echoed.startswith(" "):  # SentencePiece puts a space before a text
+                spelled = spelled.removeprefix(" ")
+            offset = min(offset + len(spelled), len(self._echoed))
+        return rows
 
 
 def ends_silently(token: Token) -> bool:

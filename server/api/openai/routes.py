@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, Response
 
-from server.api import replies, sse
+from server.api import replies
 from server.api.body import json_body, request_body
 from server.api.openai.parameters import chat_tasks, completion_tasks
 from server.api.openai.render import Answer, ChatChoice, Choice, CompletionChoice
@@ -26,16 +25,17 @@ from server.api.openai.schemas import (
 )
 from server.api.refusals import OPENAI_RESPONSES
 from server.api.served import Call, Called, Served, admit
-from server.api.tokenizing import off_the_loop
 from server.errors import NotServed
 from server.service import Service, Stream
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OPENAI_RESPONSES)
-STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {sse.MEDIA_TYPE: {}}}}
 
 
 @router.post(
-    "/chat/completions", response_model=ChatCompletion, responses=STREAMS, openapi_extra=request_body(ChatRequest)
+    "/chat/completions",
+    response_model=ChatCompletion,
+    responses=replies.STREAMED,
+    openapi_extra=request_body(ChatRequest),
 )
 async def chat_completions(body: Annotated[ChatRequest, Depends(json_body(ChatRequest))], call: Called) -> Response:
     """The next message of a conversation, as the model's chat template has it."""
@@ -43,7 +43,7 @@ async def chat_completions(body: Annotated[ChatRequest, Depends(json_body(ChatRe
 
 
 @router.post(
-    "/completions", response_model=Completion, responses=STREAMS, openapi_extra=request_body(CompletionRequest)
+    "/completions", response_model=Completion, responses=replies.STREAMED, openapi_extra=request_body(CompletionRequest)
 )
 async def completions(
     body: Annotated[CompletionRequest, Depends(json_body(CompletionRequest))], call: Called
@@ -79,10 +79,7 @@ async def replied(kind: str, body: OpenAiRequest, call: Call, stream: Stream, ch
     if texts is None:
         return Response(status_code=replies.CLIENT_CLOSED_REQUEST)
     headers = replies.plain_headers(call, stream, prompts, prompt_tokens, sum(map(len, texts)))
-    tokens = sum(map(len, texts)) + sum(len(request.prompt_scores) for request in stream.requests)
-    each = 1 + (stream.requests[0].task.sampling.top_n_tokens or 0)
-    content = await off_the_loop(lambda: orjson.dumps(answer.whole(texts)), tokens * each)
-    return replies.json_reply(orjson.Fragment(content), headers)
+    return replies.json_reply(await replies.rendered(stream, texts, lambda: answer.whole(texts)), headers)
 
 
 @router.get("/models", response_model=Models)

@@ -54,7 +54,7 @@ async def generate_stream(
 @router.post(
     "/",
     response_model=list[GenerateResponse],
-    responses={200: {"content": {sse.MEDIA_TYPE: {}}}},
+    responses=replies.STREAMED,
     openapi_extra=request_body(CompatGenerateRequest),
 )
 async def compat_generate(
@@ -78,8 +78,7 @@ async def plainly(body: GenerateRequest, call: Call, in_a_list: bool = False) ->
     if texts is None:
         return Response(status_code=replies.CLIENT_CLOSED_REQUEST)
     best = likeliest(texts)
-    tokens = sum(map(len, texts)) + len(stream.requests[0].prompt_scores)
-    reply = await off_the_loop(lambda: answer(body, stream, texts, best), tokens)
+    reply = await replies.rendered(stream, texts, lambda: answer(body, stream, texts, best))
     prompt_tokens = len(stream.requests[0].task.token_ids)
     headers = replies.plain_headers(call, stream, [body.inputs], prompt_tokens, len(texts[best]))
     return replies.json_reply([reply] if in_a_list else reply, headers)
@@ -95,7 +94,7 @@ async def streamed(body: GenerateRequest, call: Call) -> Response:
 async def tokenize(
     body: Annotated[GenerateRequest, Depends(json_body(GenerateRequest, generates=False))], service: Served
 ) -> Response:
-    """The tokens of a text, and the characters each one covers."""
+    """The tokens of a text, and the bytes each one covers."""
     tokenizer = service.require_ready().tokenizer
     if not body.inputs:
         refuse("inputs", "cannot be empty")
