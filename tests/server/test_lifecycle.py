@@ -5,8 +5,6 @@ Method: real processes, real signals, real sockets for the process; an app in a 
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import signal
 import socket
@@ -26,30 +24,8 @@ from server.api import replies
 from server.backends.base import Sampling, Step
 from server.settings import Settings
 from server.tokenizer import Tokenizer
+from tests.server.processes import COMMAND, process, wait_until_ready
 from tests.server.scripted import ScriptedBackend
-
-COMMAND = [sys.executable, "-m", "server", "serve", "--port", "0"]
-
-
-@contextmanager
-def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server process and its URL, as soon as it says where it listens."""
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    running = subprocess.Popen([*COMMAND, *options], stderr=subprocess.PIPE, text=True, env=environment)
-    assert running.stderr is not None
-    try:
-        for line in running.stderr:
-            if found := re.search(r"listening on (\S+),", line):
-                threading.Thread(target=running.stderr.read, daemon=True).start()  # or the pipe fills up
-                yield running, found[1]
-                break
-        else:
-            pytest.fail("it never said where it listens")
-    finally:
-        if running.poll() is None:
-            running.kill()
-        running.wait()
-        running.stderr.close()
 
 
 @contextmanager
@@ -60,19 +36,6 @@ def long_stream(client: httpx.Client) -> Iterator[Iterator[str]]:
         lines = reply.iter_lines()
         next(lines)
         yield lines
-
-
-def wait_until_ready(client: httpx.Client) -> set[int]:
-    """The statuses that /health answered until it was 200."""
-    seen = set()
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        status = client.get("/health").status_code
-        seen.add(status)
-        if status == 200:
-            return seen
-        time.sleep(0.02)
-    pytest.fail(f"not ready after a minute: {seen}")
 
 
 @pytest.mark.e2e
@@ -279,24 +242,19 @@ run(create_app(settings, lambda _: (Stuck(), Tokenizer.load({folder!r}))), setti
 @pytest.mark.e2e
 def test_a_step_that_does_not_end_is_left_behind_and_its_clients_are_told(splitting_folder: Path):
     program = STUCK.format(root=str(Path(__file__).parents[2]), folder=str(splitting_folder))
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        try:
-            assert running.stdout is not None
-            assert running.stderr is not None
-            url = next(found[1] for line in running.stderr if (found := re.search(r"listening on (\S+),", line)))
-            with httpx.Client(base_url=url, timeout=30) as client:
-                wait_until_ready(client)
-                with client.stream("POST", "/generate_stream", json={"inputs": "a", "parameters": {}}) as reply:
-                    assert running.stdout.readline() == "stuck\n"
-                    began = time.monotonic()
-                    running.send_signal(signal.SIGTERM)
-                    assert "the server was stopped" in reply.read().decode()
-            running.stderr.read()
-            assert running.wait(timeout=30) == 0
-            assert time.monotonic() - began < 30, "what SageMaker allows"
-        finally:
-            running.kill()
+    with (
+        process(command=[sys.executable, "-c", program]) as (running, url),
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        assert running.stdout is not None
+        wait_until_ready(client)
+        with client.stream("POST", "/generate_stream", json={"inputs": "a", "parameters": {}}) as reply:
+            assert running.stdout.readline() == "stuck\n"
+            began = time.monotonic()
+            running.send_signal(signal.SIGTERM)
+            assert "the server was stopped" in reply.read().decode()
+        assert running.wait(timeout=30) == 0
+        assert time.monotonic() - began < 30, "what SageMaker allows"
 
 
 class SlowBackend(ScriptedBackend):

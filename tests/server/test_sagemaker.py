@@ -7,10 +7,8 @@ protocol's own route.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ import pytest
 from server import lifecycle, model, service
 from server.errors import ModelError
 from server.settings import Settings, parse
+from tests.server.processes import process, wait_until_ready
 
 BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/", {"inputs": "The clock", "parameters": {"max_new_tokens": 4, "details": True}}),
@@ -71,37 +70,30 @@ def test_ping_says_what_health_says(demo: httpx.Client):
 
 @pytest.mark.e2e
 def test_serve_alone_takes_everything_from_the_environment_and_ends_with_sigterm(demo_folder: Path):
-    environment = os.environ | {
+    environment = {
         "HF_MODEL_ID": str(demo_folder),
         "TOKENCLOCK_PORT": "0",
         "TOKENCLOCK_SLOTS": "2",
         "TOKENCLOCK_GRACE_S": "1",
-        "PYTHONWARNINGS": "ignore",
     }
     command = [sys.executable, "-m", "server", "serve"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
-        try:
-            assert running.stderr is not None
-            found = next(found for line in running.stderr if (found := re.search(r"listening on (\S+),", line)))
-            with httpx.Client(base_url=found[1], timeout=30) as client:
-                deadline = time.monotonic() + 60
-                while client.get("/ping").status_code != 200 and time.monotonic() < deadline:
-                    time.sleep(0.05)
-                info = client.get("/info").json()
-                assert (info["model_id"], info["slots"]) == (str(demo_folder), 2)
-                asked = {"inputs": "a", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}, "stream": True}
-                with client.stream("POST", "/invocations", json=asked) as reply:
-                    lines = reply.iter_lines()
-                    next(lines)
-                    began = time.monotonic()
-                    running.send_signal(signal.SIGTERM)
-                    events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
-                assert events[-1].get("error_type") == "healthcheck" or events[-1]["generated_text"]
-                running.stderr.read()
-                assert running.wait(timeout=30) == 0
-                assert time.monotonic() - began < 30
-        finally:
-            running.kill()
+    with (
+        process(command=command, environment=environment) as (running, url),
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        wait_until_ready(client, "/ping")
+        info = client.get("/info").json()
+        assert (info["model_id"], info["slots"]) == (str(demo_folder), 2)
+        asked = {"inputs": "a", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}, "stream": True}
+        with client.stream("POST", "/invocations", json=asked) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            began = time.monotonic()
+            running.send_signal(signal.SIGTERM)
+            events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+        assert events[-1].get("error_type") == "healthcheck" or events[-1]["generated_text"]
+        assert running.wait(timeout=30) == 0
+        assert time.monotonic() - began < 30
 
 
 def test_the_defaults_leave_sigterm_its_30_seconds():
