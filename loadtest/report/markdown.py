@@ -63,10 +63,22 @@ def _measured(run: Mapping[str, Any]) -> Iterator[str]:
     yield f"{plan}, seed {run['seed']}, begun {escape(run['created'])}"
     for endpoint in run["endpoints"]:
         who = f"{escape(endpoint['config'])}: " if endpoint["config"] else ""
-        yield f"{who}{escape(endpoint['url'])} ({escape(endpoint['protocol'])})"
+        yield f"{who}{escape(endpoint['url'])} ({escape(endpoint['protocol'])}){served_by(endpoint['info'] or {})}"
     yield f"measured with {escape(run['tool']['name'])} {escape(run['tool']['version'])}"
     if run["interrupted"]:
         yield "**the run was interrupted: it is not complete**"
+
+
+def served_by(info: Mapping[str, Any]) -> str:
+    """`: backend neuron, cores 24, batch size 4, …`, as far as an endpoint's /info says what runs its model."""
+    backend = info.get("backend")
+    if not isinstance(backend, Mapping) or not backend.get("name"):
+        return ""
+    said = {key: value for key, value in backend.items() if key not in ("name", "versions")}
+    versions = backend.get("versions")
+    said |= versions if isinstance(versions, Mapping) else {}
+    parts = [f"{key.replace('_', ' ')} {json.dumps(value).strip(chr(34))}" for key, value in said.items()]
+    return ": " + escape(", ".join([f"backend {backend['name']}", *parts]))
 
 
 def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> Iterator[str]:

@@ -42,8 +42,8 @@ async def info(service: Served) -> Response:
         "max_concurrent_requests": settings.max_concurrent_requests,
         "max_best_of": settings.max_client_batch_size if limits and limits.tells_scores else 1,
         "max_stop_sequences": MAX_STOP_SEQUENCES,
-        "max_input_tokens": limits.max_input_tokens if limits else settings.max_total_tokens - 1,
-        "max_total_tokens": limits.max_total_tokens if limits else settings.max_total_tokens,
+        "max_input_tokens": limits.max_input_tokens if limits else None,
+        "max_total_tokens": limits.max_total_tokens if limits else None,
         "validation_workers": WORKERS,
         "max_client_batch_size": settings.max_client_batch_size,
         "router": "tokenclock",
@@ -52,8 +52,9 @@ async def info(service: Served) -> Response:
         "docker_label": None,
         # ours
         "phase": service.phase,
-        "slots": settings.slots,
+        "slots": limits.slots if limits else None,
         "sampling": sorted(limits.sampling) if limits else [],
+        "backend": dict(service.engine.backend.about) if service.engine else {"name": settings.backend},
         "settings": settings.model_dump(),
     }
     return json_reply(told)

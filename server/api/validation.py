@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 import secrets
 from collections.abc import Container, Mapping, Sequence
@@ -68,8 +69,11 @@ def able(sampling: Sampling, limits: Limits, called: Mapping[str, str]) -> Sampl
     """
     neutral = Sampling()
     for name in Sampling.__dataclass_fields__:
-        if getattr(sampling, name) != getattr(neutral, name) and name not in limits.sampling:
+        value, (least, most) = getattr(sampling, name), limits.ranges.get(name, (-math.inf, math.inf))
+        if value != getattr(neutral, name) and name not in limits.sampling:
             refuse(called.get(name, name), "is not supported by this backend: leave it out")
+        if value is not None and not least <= value <= most:
+            refuse(called.get(name, name), f"must be from {least:g} to {most:g} with this backend. Given: {value}")
     return sampling
 
 

@@ -11,8 +11,8 @@ no way to leave a live slot out: absent rows would be overwritten (optimum-neuro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Sampling:
     frequency_penalty: float | None = None  # -2 to 2; taken off a logit once for every time its token was generated
     presence_penalty: float | None = None  # -2 to 2; taken off a logit whose token was generated
     seed: int | None = None  # 64 bits; the same seed gives the same tokens
-    ignore_eos: bool = False  # the end-of-sequence tokens are never chosen
+    ignore_eos: bool = False  # the end-of-sequence tokens end nothing; sampling on the host never chooses them
     min_new_tokens: int | None = None  # before so many, the end-of-sequence tokens are never chosen
     top_n_tokens: int | None = None  # tell the n likeliest tokens of every step
     prompt_logprobs: bool = False  # tell the log probability of every prompt token (and its n likeliest)
@@ -60,6 +60,7 @@ class Limits:
     max_total_tokens: int  # prompt and new tokens of one request
     vocabulary: int  # token ids are below it
     sampling: frozenset[str]
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # where a field's own is too wide
 
     @property
     def tells_scores(self) -> bool:
@@ -71,6 +72,10 @@ class Backend(Protocol):
     @property
     def limits(self) -> Limits: ...
 
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What runs the model, for /info and for reports: `name`, the shape it runs in, `versions` of what runs it."""
+
     def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step | None:
         """Take a prompt (1 <= len(token_ids) <= limits.max_input_tokens) into a free slot.
 
@@ -81,4 +86,4 @@ class Backend(Protocol):
         """Advance every live slot by one token in one forward pass."""
 
     def release(self, slot: int) -> None:
-        """Free a live slot, or one whose prefill was cut short."""
+        """Free a live slot, or one whose prefill was cut short; others are left alone."""

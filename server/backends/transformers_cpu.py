@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -128,6 +129,18 @@ class TransformersBackend:
     @property
     def limits(self) -> Limits:
         return self._limits
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        return {
+            "name": "cpu",
+            "cores": torch.get_num_threads(),
+            "batch_size": self._limits.slots,
+            "sequence_length": self._limits.max_total_tokens,
+            "dtype": "float32",
+            "versions": versions,
+        }
 
     @torch.inference_mode()
     def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step:

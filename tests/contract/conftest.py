@@ -55,6 +55,7 @@ class KnownBackend:
     tokenizer: PreTrainedTokenizerFast
     limits: Limits = field(default_factory=lambda: Limits(4, 63, 64, 262, HONOURED))
     live: dict[int, Text] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=lambda: {"name": "known"})
 
     def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step:
         e_acute = self.tokenizer.encode("é", add_special_tokens=False)

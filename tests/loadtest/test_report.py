@@ -320,3 +320,25 @@ def test_the_run_conforms_to_its_schema_and_the_schema_refuses_another():
     assert not validator.is_valid(run | {"plan": "another"})
     assert not validator.is_valid(run | {"extra": 1})
     assert not validator.is_valid({key: value for key, value in run.items() if key != "seed"})
+
+
+def test_the_report_says_what_runs_the_model_as_far_as_the_endpoint_does(tmp_path: Path):
+    samples, run = a_run(None)
+    neuron = {
+        "name": "neuron",
+        "cores": 24,
+        "batch_size": 4,
+        "on_device_sampling": True,
+        "dtype": "bfloat16",
+        "versions": {"optimum-neuron": "0.4.5"},
+    }
+    for info, said in (
+        ({"backend": neuron}, ": backend neuron, cores 24, batch size 4, on device sampling true, dtype bfloat16, "),
+        ({"backend": {"name": "a|b", "versions": "?"}}, ": backend a\\|b"),
+        ({"backend": "cuda"}, ""),
+        ({}, ""),
+        (None, ""),
+    ):
+        report = written(tmp_path, samples, run | {"endpoints": [run["endpoints"][0] | {"info": info}]})
+        line = next(line for line in report.splitlines() if "http://127.0.0.1:8080 (tgi)" in line)
+        assert line.endswith(f"(tgi){said}" + ("optimum-neuron 0.4.5" if info == {"backend": neuron} else ""))

@@ -15,6 +15,7 @@ class ScriptedBackend:
 
     def __init__(self, slots: int = 4, chunks: int = 1, fail_after: int | None = None) -> None:
         self.limits = Limits(slots, 99, 100, 256, frozenset({"ignore_eos"}))
+        self.about = {"name": "scripted"}
         self.log: list[tuple[str, int]] = []
         self._chunks = chunks
         self._left: dict[int, int] = {}  # slot -> chunks still to come
