@@ -7,6 +7,7 @@ from pathlib import Path
 
 from server.errors import ModelError
 
+COMPILED = "neuron_config.json"  # what makes a folder an export of optimum-neuron
 SAGEMAKER_FOLDER = Path("/opt/ml/model")  # where SageMaker unpacks a model's archive
 
 
