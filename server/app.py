@@ -21,27 +21,10 @@ from server.api.openai.schemas import ChatRequest, CompletionRequest
 from server.api.tgi import routes as tgi
 from server.api.tgi.schemas import CompatGenerateRequest, GenerateRequest
 from server.backends.base import Backend
-from server.model import locate
+from server.loading import load
 from server.service import Service
 from server.settings import Settings
 from server.tokenizer import Tokenizer
-
-
-def load(settings: Settings) -> tuple[Backend, Tokenizer]:
-    """The backend and tokenizer the settings name. Blocks while weights load.
-
-    Raises: ModelError.
-    """
-    model = locate(settings.model) if settings.model else None
-    from server.backends.transformers_cpu import TransformersBackend
-    from server.demo import ensure_demo_model
-
-    model = model or str(ensure_demo_model())
-    tokenizer = Tokenizer.load(model)
-    backend = TransformersBackend.load(
-        model, settings.slots, settings.max_total_tokens, settings.threads, tokenizer.eos_token_ids
-    )
-    return backend, tokenizer
 
 
 class Arrival:

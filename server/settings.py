@@ -36,15 +36,25 @@ class Settings(BaseSettings):
     served_model_name: str | None = Field(
         default=None, min_length=1, description="the name that clients see; without it, --model as it stands"
     )
-    backend: Literal["cpu"] = Field(default="cpu", description="what runs the model")
-    slots: Annotated[int, Field(ge=1, le=1024, description="requests decoded together")] = 4
-    max_total_tokens: Annotated[int, Field(ge=4, description="prompt and new tokens of one request")] = 2048
+    backend: Literal["cpu", "neuron"] = Field(
+        default="cpu",
+        description="what runs the model: transformers on the CPU, or a folder made by `export` on Neuron",
+    )
+    slots: Annotated[
+        int | None, Field(ge=1, le=1024, description="requests decoded together; 4 on the CPU, on Neuron as compiled")
+    ] = None
+    max_total_tokens: Annotated[
+        int | None,
+        Field(ge=4, description="prompt and new tokens of one request; 2048 on the CPU, on Neuron as compiled"),
+    ] = None
     max_concurrent_requests: Annotated[int, Field(ge=1, description="texts running and waiting; one more gets 429")] = (
         128
     )
     max_client_batch_size: Annotated[int, Field(ge=1, description="texts of one request: prompts times n")] = 32
     payload_limit: Annotated[int, Field(ge=1, description="bytes of a body; more gets 413")] = 2_000_000
-    threads: Annotated[int | None, Field(ge=1, description="torch threads; without it, torch decides")] = None
+    threads: Annotated[int | None, Field(ge=1, description="torch threads on the CPU; without it, torch decides")] = (
+        None
+    )
     host: str = Field(default="127.0.0.1", description="address to bind")
     port: Annotated[int, Field(ge=0, le=65535, description="port to bind; 0 takes a free one")] = 8080
     grace_s: Annotated[float, Field(ge=0, description="seconds that running requests have to finish after SIGTERM")] = (
@@ -57,14 +67,22 @@ class Settings(BaseSettings):
         return container_model() if model is None else model
 
     @model_validator(mode="after")
-    def _slots_can_be_filled(self) -> Settings:
-        if self.max_concurrent_requests < self.slots:
-            raise ValueError(
-                f"max_concurrent_requests {self.max_concurrent_requests} is below slots {self.slots}, so slots would "
-                f"stay empty: raise it to at least {self.slots}"
-            )
+    def _consistent(self) -> Settings:
+        if self.backend == "neuron" and self.model is None:
+            raise ValueError("the neuron backend needs --model: a folder that `tokenclock-server export` has made")
+        if self.backend == "neuron" and self.threads is not None:
+            raise ValueError("threads are the cpu backend's: leave --threads out with --backend neuron")
+        self.require_room(self.slots or 1)
         self.max_client_batch_size = min(self.max_client_batch_size, self.max_concurrent_requests)
         return self
+
+    def require_room(self, slots: int) -> None:
+        """Raises: ValueError where so many slots could never be filled."""
+        if self.max_concurrent_requests < slots:
+            raise ValueError(
+                f"max_concurrent_requests {self.max_concurrent_requests} is below slots {slots}, so slots would stay "
+                f"empty: raise it to at least {slots}"
+            )
 
 
 def parse(arguments: Sequence[str]) -> Settings:

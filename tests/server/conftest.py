@@ -13,10 +13,11 @@ import httpx
 import pytest
 import uvicorn
 
-from server.app import create_app, load
+from server.app import create_app
 from server.backends.base import Backend
 from server.demo import write_model
 from server.lifecycle import Http1, Server
+from server.loading import load
 from server.settings import Settings
 from server.tokenizer import Tokenizer
 

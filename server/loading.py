@@ -1,0 +1,63 @@
+"""From settings to a backend that is ready and its tokenizer: model found, machine checked, weights loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from server.backends.base import Backend
+from server.check import blocking, findings_for_neuron
+from server.errors import ModelError
+from server.machine import Machine, read
+from server.model import COMPILED, locate
+from server.settings import Settings
+from server.tokenizer import Tokenizer
+
+SLOTS = 4  # on the CPU, where nothing is compiled
+MAX_TOTAL_TOKENS = 2048
+
+
+def load(settings: Settings, look: Callable[[], Machine] = read) -> tuple[Backend, Tokenizer]:
+    """The backend and tokenizer the settings name. Blocks while weights load. `look` tells what machine this is.
+
+    Raises: ModelError.
+    """
+    backend, tokenizer = _neuron(settings, look()) if settings.backend == "neuron" else _cpu(settings)
+    try:
+        settings.require_room(backend.limits.slots)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    return backend, tokenizer
+
+
+def _cpu(settings: Settings) -> tuple[Backend, Tokenizer]:
+    model = locate(settings.model) if settings.model else None
+    if model is not None and (Path(model) / COMPILED).is_file():
+        raise ModelError(f"{model} is compiled for Neuron, which a CPU can't run: say --backend neuron on its machine")
+    from server.backends.transformers_cpu import TransformersBackend
+    from server.demo import ensure_demo_model
+
+    model = model or str(ensure_demo_model())
+    tokenizer = Tokenizer.load(model)
+    slots, length = settings.slots or SLOTS, settings.max_total_tokens or MAX_TOTAL_TOKENS
+    return TransformersBackend.load(model, slots, length, settings.threads, tokenizer.eos_token_ids), tokenizer
+
+
+def _neuron(settings: Settings, machine: Machine) -> tuple[Backend, Tokenizer]:
+    assert settings.model is not None, "the settings make sure of it"
+    model = locate(settings.model)
+    if problem := blocking(findings_for_neuron(machine, Path(model))):
+        raise ModelError(problem)
+    from server.backends.neuron import NeuronBackend
+
+    tokenizer = Tokenizer.load(model)
+    backend = NeuronBackend.load(model, tokenizer.eos_token_ids)
+    compiled = {"slots": backend.limits.slots, "max_total_tokens": backend.limits.max_total_tokens}
+    for name, value in compiled.items():
+        if (asked := getattr(settings, name)) not in (None, value):
+            option = name.replace("_", "-")
+            raise ModelError(
+                f"{model} is compiled for {value} {option.replace('-', ' ')}, and --{option} {asked} asks for others: "
+                "leave the option out, or name the export that has them"
+            )
+    return backend, tokenizer
