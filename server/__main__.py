@@ -1,6 +1,6 @@
-"""The command line: `tokenclock-server serve`.
+"""The command line: `tokenclock-server serve`, `export` and `check`.
 
-Exit codes: 0 served and stopped, 1 failed while serving, 2 could not start (the sentence on stderr says why).
+Exit codes: 0 done, 1 failed while serving (`check`: nothing can run), 2 could not start; a sentence on stderr says why.
 """
 
 from __future__ import annotations
@@ -10,8 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-VERBS = {"serve": "serve a model over HTTP"}
-USAGE = "usage: tokenclock-server serve [options]\n\n" + "\n".join(f"  {verb:8}{text}" for verb, text in VERBS.items())
+VERBS = {
+    "serve": "serve a model over HTTP",
+    "export": "compile a model for AWS Neuron",
+    "check": "say what this machine can run, and what is missing",
+}
+USAGE = "usage: tokenclock-server VERB [options]\n\n" + "\n".join(f"  {verb:8}{text}" for verb, text in VERBS.items())
+EXTRA = {"export": "neuron"}  # the extra that a verb needs; others need `cpu`
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,29 +29,45 @@ def run(arguments: list[str]) -> int:
         return 0 if arguments else 2
     if arguments[0] not in VERBS:
         return fail(f"there is no verb {arguments[0]!r}: say {' or '.join(VERBS)}")
+    # The hub client must not call home while it loads a local folder.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    verb, *rest = arguments
     try:
-        return serve(arguments[1:])
+        return perform(verb, rest)
     except KeyboardInterrupt:  # before the server took over the signals
         return 130
     except ModuleNotFoundError as error:
-        return fail(f"{error.name} is not installed: pip install 'tokenclock[cpu]'")
+        return fail(f"{error.name} is not installed: pip install 'tokenclock[{EXTRA.get(verb, 'cpu')}]'")
 
 
-def serve(arguments: list[str]) -> int:
-    # The hub client must not call home while it loads a local folder.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from server.app import create_app
+def perform(verb: str, arguments: list[str]) -> int:
     from server.errors import ServerError
-    from server.lifecycle import run as run_app
-    from server.settings import parse
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        settings = parse(arguments)
-        logging.info("settings: %s", settings.model_dump_json())
-        run_app(create_app(settings), settings)
+        match verb:
+            case "export":
+                from server.export import run as export
+
+                return export(arguments)
+            case "check":
+                from server.check import run as check
+
+                return check(arguments)
+            case _:
+                return serve(arguments)
     except ServerError as error:
         return fail(str(error))
+
+
+def serve(arguments: list[str]) -> int:
+    from server.app import create_app
+    from server.lifecycle import run as run_app
+    from server.settings import parse
+
+    settings = parse(arguments)
+    logging.info("settings: %s", settings.model_dump_json())
+    run_app(create_app(settings), settings)
     return 0
 
 
