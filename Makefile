@@ -3,9 +3,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 WAVES ?= 10
 RESULTS ?= results
+# What `make bench` serves. On a Neuron machine: make bench BACKEND=neuron MODEL='/models/llama2-13b-bs{slots}-neuron';
+# {slots} becomes 1 for the configuration L and 4 for T. With one export: CONFIG=L or CONFIG=T.
+BACKEND ?= cpu
+MODEL ?=
+CONFIG ?=
 # PyTorch's own index holds CPU builds; PyPI's Linux wheel brings gigabytes of CUDA. A `+cpu` version sorts above the
 # plain one, so pip takes the CPU build from whichever index it can reach.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+NEURON_INDEX ?= https://pip.repos.neuron.amazonaws.com
+BENCH_BIN := $(if $(filter neuron,$(BACKEND)),.venv-neuron/bin,$(BIN))
+OF_BACKEND := $(if $(filter cpu,$(BACKEND)),--threads 1)
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
@@ -26,15 +34,24 @@ help:            ## say what each target does
 
 install: .venv/installed ## make ./.venv with everything
 
-bench: .venv/installed ## serve the demonstration model and measure the page's two configurations, under 5 minutes
-	$(BIN)/python -m loadtest run --plan published --waves $(WAVES) --results $(RESULTS) \
-	  --serve '$(BIN)/python -m server serve --slots {slots} --port {port} --threads 1'
+# Neuron's own packages come from AWS's index and pin torch: they get an environment of their own.
+.venv-neuron/installed: pyproject.toml
+	@$(PYTHON) -m venv .venv-neuron
+	@.venv-neuron/bin/pip install --quiet --disable-pip-version-check --extra-index-url $(NEURON_INDEX) \
+	  --editable '.[loadtest,neuron]' 'optimum-neuron[neuronx]==0.4.5'
+	@touch $@
+
+bench: $(BENCH_BIN:bin=installed) ## measure the page's two configurations: of the demonstration model, under 5 minutes
+	$(BENCH_BIN)/python -m loadtest run --plan published --waves $(WAVES) --results $(RESULTS) $(CONFIG:%=--config %) \
+	  --serve '$(BENCH_BIN)/python -m server serve --backend $(BACKEND) $(MODEL:%=--model %) --slots {slots} --port {port} $(OF_BACKEND)' \
+	  --serve-timeout 15m
 
 serve: .venv/installed ## serve the demonstration model on http://127.0.0.1:8080
 	$(BIN)/python -m server serve
 
-test: .venv/installed ## run the tests (no absolute times)
+test: .venv/installed ## run the tests (no absolute times); the Neuron contract in a process of its own
 	$(BIN)/pytest -m 'not timing'
+	$(BIN)/pytest tests/neuron_contract
 
 timing: .venv/installed ## run the tests that compare milliseconds with recorded sends; wants a quiet machine
 	$(BIN)/pytest -m timing
@@ -53,4 +70,4 @@ docs: .venv/installed ## rewrite the generated parts of the docs
 	$(BIN)/python -m tests.test_docs --write
 
 clean:           ## remove .venv and caches; results stay
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-neuron .mypy_cache .ruff_cache .pytest_cache

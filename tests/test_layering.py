@@ -22,6 +22,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 #: Pure modules: the standard library, numpy, and these of their own half. Clocks and randomness come in as arguments.
 PURE = {
     "server/engine/scheduler.py": set(),
+    "server/backends/device_sampling.py": {"server.backends.base"},
     "server/api/openai/stops.py": set(),
     "loadtest/sse.py": set(),
     "loadtest/verdict.py": set(),
@@ -36,7 +37,7 @@ PURE = {
 IMPURE = {"time", "datetime", "socket", "threading", "asyncio", "subprocess", "os", "secrets"}
 #: Heavy or optional: never imported by `import server.app` or `import loadtest.measure`.
 HEAVY = {"torch", "transformers", "optimum", "botocore", "boto3", "matplotlib"}
-MAY_IMPORT_HEAVY = {"server/backends/transformers_cpu.py", "server/backends/sampling.py"}
+MAY_IMPORT_HEAVY = {f"server/backends/{name}.py" for name in ("transformers_cpu", "neuron", "sampling")}
 LOCUST = {"loadtest/runner.py", "loadtest/locustfile.py"}
 
 
