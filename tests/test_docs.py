@@ -20,6 +20,8 @@ COMMANDS = (
     ("tokenclock run", ["loadtest", "run"]),
     ("tokenclock report", ["loadtest", "report"]),
     ("tokenclock-server serve", ["server", "serve"]),
+    ("tokenclock-server export", ["server", "export"]),
+    ("tokenclock-server check", ["server", "check"]),
 )
 
 
