@@ -134,6 +134,8 @@ def _export(machine: Machine, model: Path) -> Iterator[Finding]:
     remedy = f"{slots} without continuous_batching, where a prompt overwrites every slot: export again with it"
     alone = slots == 1 or made.get("continuous_batching") is True
     yield _either("slots", alone, f"{slots} of {made.get('sequence_length')} tokens", remedy)
+    rows = int(made.get("max_batch_size") or slots)
+    yield _either("rows", rows == slots, f"{rows} in the cache", f"{rows} in the cache for {slots} slots: export again")
     remedy = "tokens and logits, which optimum-neuron cannot take: export again without output_logits"
     yield _either("outputs", not made.get("output_logits"), "tokens or logits", remedy)
     yield from _files(machine, model, made, ranks)

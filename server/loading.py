@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from server.backends.base import Backend
-from server.check import blocking, findings_for_neuron
+from server.check import Finding, blocking, findings_for_neuron
 from server.errors import ModelError
 from server.machine import Machine, read
 from server.model import COMPILED, locate
 from server.settings import Settings
-from server.tokenizer import Tokenizer
+from server.tokenizer import Tokenizer, first_line
 
 SLOTS = 4  # on the CPU, where nothing is compiled
 MAX_TOTAL_TOKENS = 2048
@@ -46,8 +46,10 @@ def _cpu(settings: Settings) -> tuple[Backend, Tokenizer]:
 def _neuron(settings: Settings, machine: Machine) -> tuple[Backend, Tokenizer]:
     assert settings.model is not None, "the settings make sure of it"
     model = locate(settings.model)
-    if problem := blocking(findings_for_neuron(machine, Path(model))):
-        raise ModelError(problem)
+    if not Path(model).is_dir():
+        require(findings_for_neuron(machine))  # before gigabytes are fetched
+        model = fetched(model)
+    require(findings_for_neuron(machine, Path(model)))
     from server.backends.neuron import NeuronBackend
 
     tokenizer = Tokenizer.load(model)
@@ -61,3 +63,22 @@ def _neuron(settings: Settings, machine: Machine) -> tuple[Backend, Tokenizer]:
                 "leave the option out, or name the export that has them"
             )
     return backend, tokenizer
+
+
+def require(findings: Iterable[Finding]) -> None:
+    """Raises: ModelError where one of them is in the way."""
+    if problem := blocking(findings):
+        raise ModelError(problem)
+
+
+def fetched(model: str) -> str:
+    """The folder of an export that lies on the hub.
+
+    Raises: ModelError.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(model)
+    except Exception as error:  # the hub client, its HTTP library and the file system each raise their own kind
+        raise ModelError(f"{model} cannot be fetched from the hub: {first_line(error)}") from error

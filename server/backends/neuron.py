@@ -56,25 +56,12 @@ class NeuronBackend:
     """The backend contract over `forward` (and `prefill_chunk`, where the export was compiled for it)."""
 
     def __init__(self, model: Any, eos: Collection[int], suppressed: Sequence[int] = ()) -> None:
-        """`model` is a loaded `NeuronModelForCausalLM`, `eos` the ids that end a text, `suppressed` ids that the model
-        must never emit; only sampling on the host can keep the last two from being chosen.
-
-        Raises: ModelError where it was compiled in a way that slots cannot be served from.
+        """`model` is a loaded `NeuronModelForCausalLM` that `server.check` finds nothing wrong with, `eos` the ids that
+        end a text, `suppressed` those the model must never emit; only the host can keep them from being chosen.
         """
         self._model, self._config = model, model.neuron_config
         config = self._config
         slots, longest = config.batch_size, config.sequence_length
-        if slots > 1 and not config.continuous_batching:
-            raise ModelError(
-                f"the export has batch size {slots} without continuous batching, so every prefill would overwrite all "
-                "slots: export it again with continuous batching, or with batch size 1"
-            )
-        if config.max_batch_size != slots:
-            raise ModelError(
-                f"the export decodes {slots} of {config.max_batch_size} rows at a time: export it with one batch size"
-            )
-        if config.output_logits:
-            raise ModelError("the export gives tokens and logits at once, which optimum-neuron cannot read back")
         self._chunk = getattr(config, "prefill_chunk_size", 0)  # 0 in 0.4.5, which has no such thing
         self._device_samples = config.on_device_sampling
         self._eos, self._suppressed = sorted(eos), tuple(suppressed)
@@ -88,9 +75,7 @@ class NeuronBackend:
         )
         self._rows: dict[int, Row] = {}  # of live slots
         self._encoded: dict[int, int] = {}  # tokens already in the cache, of prompts that come in chunks
-        self._token_ids = torch.zeros(
-            (slots, longest), dtype=torch.int64
-        )  # prompt and generated, for the host's sampler
+        self._token_ids = torch.zeros((slots, longest), dtype=torch.int64)  # prompt and generated, for host samplers
 
     @classmethod
     def load(cls, model: str, eos: Collection[int]) -> NeuronBackend:
@@ -136,7 +121,7 @@ class NeuronBackend:
             "versions": {name: version for name in VERSIONS if (version := _version(name))},
         }
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step | None:
         used = len(token_ids)
         if not 1 <= used <= self._limits.max_input_tokens:
@@ -180,7 +165,7 @@ class NeuronBackend:
         self._encoded.pop(slot, None)
         return outputs
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self) -> Mapping[int, Step]:
         if not self._rows:
             return {}

@@ -176,24 +176,6 @@ def test_without_a_text_a_step_does_nothing(compiled: Compiled, backend_of: Any,
     assert backend.decode() == {}
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"continuous_batching": False}, "batch size 4 without continuous batching"),
-        ({"max_batch_size": 8}, "decodes 4 of 8 rows at a time"),
-        ({"output_logits": True}, "tokens and logits at once"),
-    ],
-)
-def test_an_export_that_slots_cannot_be_served_from_is_refused(
-    fields: dict[str, Any], words: str, compiled: Compiled, backend_of: Any, gqa_folder: Path
-):
-    model = compiled(gqa_folder)
-    for name, value in fields.items():
-        setattr(model.neuron_config, name, value)
-    with pytest.raises(ModelError, match=words):
-        backend_of(model)
-
-
 def test_it_tells_what_runs_the_model(compiled: Compiled, backend_of: Any, gqa_folder: Path):
     about = backend_of(compiled(gqa_folder)).about
     shape = {name: about[name] for name in ("batch_size", "sequence_length", "max_context_length")}

@@ -162,6 +162,32 @@ def test_settings_that_the_export_was_not_compiled_for_are_refused(
         loaded(exported, **options)
 
 
+def test_an_export_on_the_hub_is_fetched_once_the_machine_can_run_it(
+    exported: Path, world: World, loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    import huggingface_hub
+
+    asked: list[str] = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: (asked.append(name), str(exported))[1])
+    backend, _ = loaded("org/llama-neuron")
+    assert (asked, backend.limits.slots) == (["org/llama-neuron"], 4)
+    no_driver(world, exported)
+    with pytest.raises(ModelError, match="driver: /proc/devices names no neuron"):
+        loaded("org/llama-neuron")
+    assert len(asked) == 1, "nothing is fetched for a machine without a device"
+
+
+def test_an_export_that_the_hub_does_not_give_is_one_sentence(
+    loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="org/no-such-neuron cannot be fetched from the hub: ") as error:
+        loaded("org/no-such-neuron")
+    assert "\n" not in str(error.value)
+
+
 def no_driver(world: World, _: Path) -> None:
     world.put("proc/devices", "")
 

@@ -110,6 +110,30 @@ def test_the_host_repeats_a_text_with_its_seed(compiled: Compiled, gqa_folder: P
     assert text(0, 5) == text(3, 5) != text(0, 6)
 
 
+def test_on_the_host_penalties_count_prompt_and_text_as_generate_does(
+    compiled: Compiled, reference: Callable[[Path], Any], gqa_folder: Path
+):
+    from server.backends.neuron import NeuronBackend
+
+    backend = NeuronBackend(compiled(gqa_folder, on_device_sampling=False), eos=[1], suppressed=[242])
+    penalised = Sampling(repetition_penalty=1.8, ignore_eos=True)
+    backend.prefill(0, [5, 6], Sampling())  # a neighbour with other rules
+    tokens = [backend.prefill(2, PROMPT, penalised).token_id]
+    tokens += [backend.decode()[2].token_id for _ in range(20)]
+    ids = torch.tensor([PROMPT])
+    said = reference(gqa_folder).generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=21,
+        do_sample=False,
+        repetition_penalty=1.8,
+        suppress_tokens=[242, 1],
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert tokens == said[0, len(PROMPT) :].tolist()
+
+
 def test_a_first_token_of_chunks_is_drawn_on_the_host_as_the_device_would(
     reference: Callable[[Path], Any], gqa_folder: Path
 ):

@@ -7,6 +7,8 @@ their log probabilities, are transformers' own.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -208,3 +210,20 @@ def test_huggingface_hubs_client_streams_from_a_device_that_tells_no_log_probabi
     events = list(client.text_generation("the clock", max_new_tokens=5, stream=True, details=True))
     assert 1 <= len(events) <= 5
     assert all(event.token.logprob is None for event in events)
+
+
+@pytest.mark.e2e
+def test_a_measured_report_is_labelled_with_backend_cores_batch_and_versions(on_device: httpx.Client, tmp_path: Path):
+    command = [sys.executable, "-m", "loadtest", "run", "--url", str(on_device.base_url), "--results", str(tmp_path)]
+    load = "-u 4 -t 2s --input-tokens 16 --new-tokens 8".split()
+    done = subprocess.run([*command, *load], capture_output=True, text=True, timeout=90)
+    assert done.returncode in (0, 1), done.stderr  # 1: the client was too slow on a busy machine, and says so
+    (folder,) = tmp_path.iterdir()
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) >= 8
+    assert {sample["verdict"] for sample in samples} == {"complete"}
+    versions = on_device.get("/info").json()["backend"]["versions"]
+    label = "backend neuron, cores 1, batch size 4, sequence length 64, max context length 32"
+    report = (folder / "report.md").read_text()
+    assert label in report
+    assert f"optimum-neuron {versions['optimum-neuron']}" in report

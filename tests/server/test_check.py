@@ -240,6 +240,7 @@ CHANGES: dict[str, tuple[Callable[[World], None], str, str, str]] = {
         "wrong",
         "4 without continuous_batching, where a prompt overwrites every slot",
     ),
+    "more rows than slots": (made(max_batch_size=8), "rows", "wrong", "8 in the cache for 4 slots: export again"),
     "logits too": (made(output_logits=True), "outputs", "wrong", "export again without output_logits"),
     "a shard lost": (
         without_file(f"{SHARDS}/tp7_sharded_checkpoint.safetensors"),
@@ -265,6 +266,7 @@ def test_all_is_right_with_an_export_on_the_instance_that_it_was_made_on(world: 
     assert said["cores"] == "24 of 24 visible"
     assert said["ranks"] == "needs 24 cores"
     assert said["slots"] == "4 of 2048 tokens"
+    assert said["rows"] == "4 in the cache"
     assert said["memory"] == "372.0 GiB available"
     assert said["weights"] == "0.0 GiB in 24 shards"
     assert "GiB free for compiled graphs in /var/tmp/neuron-compile-cache" in said["disk"]
