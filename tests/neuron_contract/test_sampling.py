@@ -115,23 +115,21 @@ def test_on_the_host_penalties_count_prompt_and_text_as_generate_does(
 ):
     from server.backends.neuron import NeuronBackend
 
+    def generated(prompt: list[int], **rules: Any) -> list[int]:
+        ids = torch.tensor([prompt])
+        plainly = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 21}
+        text = reference(gqa_folder).generate(ids, attention_mask=torch.ones_like(ids), **plainly, **rules)
+        return text[0, len(prompt) :].tolist()
+
     backend = NeuronBackend(compiled(gqa_folder, on_device_sampling=False), eos=[1], suppressed=[242])
-    penalised = Sampling(repetition_penalty=1.8, ignore_eos=True)
+    prompt = [*PROMPT, generated(PROMPT)[0], generated([*PROMPT, generated(PROMPT)[0]])[0]]
+    prompt[0] = generated(prompt)[0]  # what would come next stands in the prompt already
+    expected = generated(prompt, repetition_penalty=1.8, suppress_tokens=[242, 1])
+    assert expected != generated(prompt, suppress_tokens=[242, 1])
     backend.prefill(0, [5, 6], Sampling())  # a neighbour with other rules
-    tokens = [backend.prefill(2, PROMPT, penalised).token_id]
+    tokens = [backend.prefill(2, prompt, Sampling(repetition_penalty=1.8, ignore_eos=True)).token_id]
     tokens += [backend.decode()[2].token_id for _ in range(20)]
-    ids = torch.tensor([PROMPT])
-    said = reference(gqa_folder).generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=21,
-        do_sample=False,
-        repetition_penalty=1.8,
-        suppress_tokens=[242, 1],
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    assert tokens == said[0, len(PROMPT) :].tolist()
+    assert tokens == expected
 
 
 def test_a_first_token_of_chunks_is_drawn_on_the_host_as_the_device_would(
