@@ -14,6 +14,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 NEURON_INDEX ?= https://pip.repos.neuron.amazonaws.com
 BENCH_BIN := $(if $(filter neuron,$(BACKEND)),.venv-neuron/bin,$(BIN))
 OF_BACKEND := $(if $(filter cpu,$(BACKEND)),--threads 1)
+PATIENCE := $(if $(filter neuron,$(BACKEND)),--serve-timeout 15m)
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
@@ -43,8 +44,7 @@ install: .venv/installed ## make ./.venv with everything
 
 bench: $(BENCH_BIN:bin=installed) ## measure the page's two configurations: of the demonstration model, under 5 minutes
 	$(BENCH_BIN)/python -m loadtest run --plan published --waves $(WAVES) --results $(RESULTS) $(CONFIG:%=--config %) \
-	  --serve '$(BENCH_BIN)/python -m server serve --backend $(BACKEND) $(MODEL:%=--model %) --slots {slots} --port {port} $(OF_BACKEND)' \
-	  --serve-timeout 15m
+	  --serve '$(BENCH_BIN)/python -m server serve --backend $(BACKEND) $(MODEL:%=--model %) --slots {slots} --port {port} $(OF_BACKEND)' $(PATIENCE)
 
 serve: .venv/installed ## serve the demonstration model on http://127.0.0.1:8080
 	$(BIN)/python -m server serve

@@ -16,7 +16,6 @@ VERBS = {
     "check": "say what this machine can run, and what is missing",
 }
 USAGE = "usage: tokenclock-server VERB [options]\n\n" + "\n".join(f"  {verb:8}{text}" for verb, text in VERBS.items())
-EXTRA = {"export": "neuron"}  # the extra that a verb needs; others need `cpu`
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,7 +36,8 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:  # before the server took over the signals
         return 130
     except ModuleNotFoundError as error:
-        return fail(f"{error.name} is not installed: pip install 'tokenclock[{EXTRA.get(verb, 'cpu')}]'")
+        on_neuron = verb == "export" or "neuron" in (*rest, os.environ.get("TOKENCLOCK_BACKEND"))
+        return fail(f"{error.name} is not installed: pip install 'tokenclock[{'neuron' if on_neuron else 'cpu'}]'")
 
 
 def perform(verb: str, arguments: list[str]) -> int:

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from server.errors import ModelError
-from server.machine import TARGETS, TRN1_CORES, Machine, read, trn1_takes
-from server.model import COMPILED
+from server.machine import FOR_CPU, FOR_NEURON, PIP, TARGETS, Machine, read, refused_cores
+from server.model import COMPILED, weight_files
 
 Verdict = Literal["ok", "missing", "wrong", "note"]
-FOR_CPU = ("torch", "transformers")  # without these nothing loads; what else is asked for is only noted
-FOR_NEURON = (*FOR_CPU, *"optimum-neuron torch-neuronx torch-xla neuronx-cc neuronx-distributed libneuronxla".split())
-PIP = "pip install --extra-index-url https://pip.repos.neuron.amazonaws.com 'optimum-neuron[neuronx]=={}'"
 NO_CPU = "not installed: pip install 'tokenclock[cpu]'"
 STATES = {"missing": "not installed", "placeholder": "is PyPI's placeholder", "unimportable": "lacks its module"}
 AGAIN = "copy the folder again, or write it again"
@@ -127,9 +124,8 @@ def _export(machine: Machine, model: Path) -> Iterator[Finding]:
     said = f"needs {ranks} cores"
     enough = ranks <= (machine.cores or 0) or not (machine.devices and runs)  # else that is the finding
     yield _either("ranks", enough, said, f"{said}; {_cores(machine)}: give it more, or export again for fewer")
-    if (machine.instance or "").startswith("trn1") and not trn1_takes(ranks):
-        counts = ", ".join(map(str, TRN1_CORES))
-        yield Finding("ranks", "note", f"{said}; trn1's runtime takes {counts} or a multiple of 32")
+    if refused := refused_cores(machine.instance, ranks):
+        yield Finding("ranks", "note", refused)
     slots = int(made.get("batch_size") or 1)
     remedy = f"{slots} without continuous_batching, where a prompt overwrites every slot: export again with it"
     alone = slots == 1 or made.get("continuous_batching") is True
@@ -138,36 +134,62 @@ def _export(machine: Machine, model: Path) -> Iterator[Finding]:
     yield _either("rows", rows == slots, f"{rows} in the cache", f"{rows} in the cache for {slots} slots: export again")
     remedy = "tokens and logits, which optimum-neuron cannot take: export again without output_logits"
     yield _either("outputs", not made.get("output_logits"), "tokens or logits", remedy)
-    yield from _files(machine, model, made, ranks)
+    yield _compiled_weights(machine, model, made, ranks)
+    yield _tokenizer(model)
 
 
 def _plain(machine: Machine, model: Path) -> Iterator[Finding]:
     if (model / COMPILED).is_file():
         raise ModelError(f"{model} is compiled for Neuron, which the cpu backend cannot run: name the source folder")
-    _object(model / "config.json")
-    yield from _files(machine, model, {}, 0)
-
-
-def _files(machine: Machine, model: Path, made: dict[str, Any], ranks: int) -> Iterator[Finding]:  # 0: not compiled
-    folder = model / "checkpoint" if ranks and (model / "checkpoint").is_dir() else model
-    shards = [*folder.glob("weights/tp*_sharded_checkpoint.safetensors")] if ranks else []
-    files = shards or [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    size, memory = sum(each.stat().st_size for each in files), machine.memory_bytes
-    fits = memory is None or size <= memory
-    short = "" if fits else f", but {_gib(memory)} of memory are available: free some, or take a larger machine"
-    split = "split in host memory at every load; export from a folder to store the shards"
-    how = f"in {len(shards)} shards" if shards else split if ranks else "to load as float32"
-    if 0 < len(shards) < int(made.get("local_ranks_size") or ranks):
-        yield Finding("weights", "wrong", f"{len(shards)} of {ranks} shards: {AGAIN}")
-    elif files:
-        verdict: Verdict = "ok" if fits and (shards or not ranks) else "note" if fits or shards else "wrong"
-        yield Finding("weights", verdict, f"{_gib(size)} {how}{short}")
-    elif folder is model and made.get("checkpoint_id"):
-        yield Finding("weights", "note", f"fetched from {made['checkpoint_id']} on the hub and {split}")
+    config = _object(model / "config.json")
+    files = weight_files(model)
+    # As float32, whatever the files hold.
+    size = _size(files) * (2 if (config.get("dtype") or config.get("torch_dtype")) in ("float16", "bfloat16") else 1)
+    if not files:
+        yield _no_weights()
     else:
-        yield Finding("weights", "missing", f"neither shards nor model*.safetensors nor pytorch_model*.bin: {AGAIN}")
+        said = f"{_gib(size)} as float32"
+        yield _either("weights", _fits(machine, size), said, said + _short(machine))
+    yield _tokenizer(model)
+
+
+def _compiled_weights(machine: Machine, model: Path, made: dict[str, Any], ranks: int) -> Finding:
+    """Split already, one file a core; or whole, to be split at every load; or left on the hub."""
+    folder = model / "checkpoint" if (model / "checkpoint").is_dir() else model
+    split = "split in host memory at every load; export from a folder to store the shards"
+    if shards := [*folder.glob("weights/tp*_sharded_checkpoint.safetensors")]:
+        size, wanted = _size(shards), int(made.get("local_ranks_size") or ranks)
+        if len(shards) < wanted:
+            return Finding("weights", "wrong", f"{len(shards)} of {wanted} shards: {AGAIN}")
+        said = f"{_gib(size)} in {len(shards)} shards"
+        return _either("weights", _fits(machine, size), said, said + _short(machine), "note")
+    if whole := weight_files(folder):
+        said, fits = f"{_gib(_size(whole))} {split}", _fits(machine, _size(whole))
+        return Finding("weights", "note", said) if fits else Finding("weights", "wrong", said + _short(machine))
+    if folder is model and made.get("checkpoint_id"):
+        return Finding("weights", "note", f"fetched from {made['checkpoint_id']} on the hub and {split}")
+    return _no_weights()
+
+
+def _no_weights() -> Finding:
+    return Finding("weights", "missing", f"neither shards nor model.safetensors nor pytorch_model.bin: {AGAIN}")
+
+
+def _tokenizer(model: Path) -> Finding:
     there = any((model / name).is_file() for name in TOKENIZERS)
-    yield _either("tokenizer", there, "here", f"none of {', '.join(TOKENIZERS)}: copy the source model's", "missing")
+    return _either("tokenizer", there, "here", f"none of {', '.join(TOKENIZERS)}: copy the source model's", "missing")
+
+
+def _size(files: Iterable[Path]) -> int:
+    return sum(each.stat().st_size for each in files)
+
+
+def _fits(machine: Machine, size: int) -> bool:
+    return machine.memory_bytes is None or size <= machine.memory_bytes
+
+
+def _short(machine: Machine) -> str:
+    return f", but {_gib(machine.memory_bytes)} of memory are available: free some, or take a larger machine"
 
 
 def _guarded(findings: Iterable[Finding]) -> Iterator[Finding]:

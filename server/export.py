@@ -10,34 +10,24 @@ import argparse
 import logging
 import os
 import shutil
+import signal
+import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
-from server.check import FOR_NEURON, PIP
+from server.backends.shape import Shape
 from server.errors import ModelError, SettingsError
-from server.machine import TARGETS, TRN1_CORES, Machine, read, trn1_takes
-from server.model import locate
+from server.machine import FOR_NEURON, PIP, TARGETS, Machine, read, refused_cores
+from server.model import COMPILED, locate, weight_files
 from server.tokenizer import first_line, generation_config
 
 logger = logging.getLogger(__name__)
 
 INF2_CORES = 24  # of inf2.48xlarge, the largest
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What both graphs are compiled for. They are static: a prefill costs `max_context_length`, whatever the prompt."""
-
-    batch_size: int  # slots
-    sequence_length: int  # prompt and new tokens
-    max_context_length: int  # the longest prompt
-    cores: int
-    instance_type: str
-    on_device_sampling: bool = True
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -67,8 +57,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--on-device-sampling",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="sample in the graph: faster; without it, penalties, seeds and log probabilities work",
+        default=None,
+        help="sample in the graph: faster; without it, penalties, seeds and log probabilities work (default: wherever "
+        "optimum-neuron does)",
     )
     return parser
 
@@ -91,25 +82,29 @@ def run(arguments: Sequence[str], look: Callable[[], Machine] = read) -> int:
     out: Path = asked.output
     if out.exists():
         raise SettingsError(f"{out} exists already: name a folder that doesn't, or remove it")
-    model = locate(asked.model)
+    model, machine = locate(asked.model), look()
+    if Path(model).is_dir():
+        require_checkpoint(Path(model))
     shape = shape_of(asked, model_config(model))
-    require_compiler(look())
-    # Upstream takes trn1 for granted on import, where there is no device.
-    os.environ.setdefault("NEURON_PLATFORM_TARGET_OVERRIDE", TARGETS[shape.instance_type])
-    part = out.with_name(out.name + ".part")  # a neighbour: the last step is a rename
-    shutil.rmtree(part, ignore_errors=True)
+    require_compiler(machine)
+    if machine.neuron_major is None:  # upstream takes trn1 for granted where there is no device
+        os.environ.setdefault("NEURON_PLATFORM_TARGET_OVERRIDE", TARGETS[shape.instance_type])
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is removed
+    part = None
     try:
-        part.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))  # a neighbour: the last step is a rename
         export(model, part, shape)
+        part.chmod(0o755)
         part.rename(out)
     except OSError as error:
         raise SettingsError(f"{out} can't be written: {error.strerror or first_line(error)}") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
     if not Path(model).is_dir():
-        logger.warning(
-            "weights of a hub id are fetched at every load: export a local folder to have them beside the graph"
-        )
+        logger.warning("weights of a hub id are fetched at every load: export a local folder to have them beside it")
     print(f"exported to {out}: {shape}\nnext: tokenclock-server serve --backend neuron --model {out}")
     return 0
 
@@ -147,8 +142,8 @@ def shape_of(asked: argparse.Namespace, config: Any) -> Shape:
     Raises: SettingsError where something is missing, or cannot work.
     """
     preset = presets()[asked.preset] if asked.preset else {}
-    for told, said in (("layers", config.num_hidden_layers), ("hidden_size", config.hidden_size)):
-        if preset and preset[told] != said:
+    for told, name in (("layers", "num_hidden_layers"), ("hidden_size", "hidden_size")):
+        if preset and preset[told] != (said := getattr(config, name, None)):
             raise SettingsError(
                 f"the preset {asked.preset} is for {told.replace('_', ' ')} {preset[told]}, {asked.model} has {said}: "
                 "name the preset of its size, or give the shape without one"
@@ -172,6 +167,14 @@ def shape_of(asked: argparse.Namespace, config: Any) -> Shape:
     return shape
 
 
+def require_checkpoint(folder: Path) -> None:
+    """Raises: ModelError where a folder holds no weights, or compiled ones."""
+    if (folder / COMPILED).is_file():
+        raise ModelError(f"{folder} is an export already: name the folder that it was made from")
+    if not weight_files(folder):
+        raise ModelError(f"{folder} has no weights, neither model.safetensors nor pytorch_model.bin: copy them there")
+
+
 def require_compiler(machine: Machine) -> None:
     """Raises: SettingsError where a package that compiles is missing, or PyPI's placeholder for it."""
     if absent := [name for name in FOR_NEURON if machine.packages[name].state != "installed"]:
@@ -183,10 +186,7 @@ def require_compiler(machine: Machine) -> None:
 
 def require_cores(cores: int, instance_type: str) -> None:
     """Raises: SettingsError where the runtime would refuse so many, long after the compiler has begun."""
-    if instance_type.startswith("trn1") and not trn1_takes(cores):
-        counts = ", ".join(map(str, TRN1_CORES))
-        raise SettingsError(
-            f"{instance_type} can't run on {cores} cores: its runtime takes {counts} or a multiple of 32"
-        )
+    if refused := refused_cores(instance_type, cores):
+        raise SettingsError(f"{instance_type} can't run on {cores} cores: {refused}")
     if instance_type == "inf2" and cores > INF2_CORES:
         raise SettingsError(f"inf2 can't run on {cores} cores: inf2.48xlarge, its largest, has {INF2_CORES}")

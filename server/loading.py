@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -22,12 +23,7 @@ def load(settings: Settings, look: Callable[[], Machine] = read) -> tuple[Backen
 
     Raises: ModelError.
     """
-    backend, tokenizer = _neuron(settings, look()) if settings.backend == "neuron" else _cpu(settings)
-    try:
-        settings.require_room(backend.limits.slots)
-    except ValueError as error:
-        raise ModelError(str(error)) from error
-    return backend, tokenizer
+    return _neuron(settings, look()) if settings.backend == "neuron" else _cpu(settings)
 
 
 def _cpu(settings: Settings) -> tuple[Backend, Tokenizer]:
@@ -40,6 +36,7 @@ def _cpu(settings: Settings) -> tuple[Backend, Tokenizer]:
     model = model or str(ensure_demo_model())
     tokenizer = Tokenizer.load(model)
     slots, length = settings.slots or SLOTS, settings.max_total_tokens or MAX_TOTAL_TOKENS
+    require_room(settings, slots)
     return TransformersBackend.load(model, slots, length, settings.threads, tokenizer.eos_token_ids), tokenizer
 
 
@@ -50,19 +47,27 @@ def _neuron(settings: Settings, machine: Machine) -> tuple[Backend, Tokenizer]:
         require(findings_for_neuron(machine))  # before gigabytes are fetched
         model = fetched(model)
     require(findings_for_neuron(machine, Path(model)))
+    made = json.loads((Path(model) / COMPILED).read_text(encoding="utf-8"))
+    for name, key in (("slots", "batch_size"), ("max_total_tokens", "sequence_length")):
+        if (asked := getattr(settings, name)) not in (None, made[key]):
+            option = name.replace("_", "-")
+            raise ModelError(
+                f"{model} is compiled for {made[key]} {option.replace('-', ' ')}, --{option} {asked} asks for others: "
+                "leave the option out, or name the export that has them"
+            )
+    require_room(settings, made["batch_size"])
     from server.backends.neuron import NeuronBackend
 
     tokenizer = Tokenizer.load(model)
-    backend = NeuronBackend.load(model, tokenizer.eos_token_ids)
-    compiled = {"slots": backend.limits.slots, "max_total_tokens": backend.limits.max_total_tokens}
-    for name, value in compiled.items():
-        if (asked := getattr(settings, name)) not in (None, value):
-            option = name.replace("_", "-")
-            raise ModelError(
-                f"{model} is compiled for {value} {option.replace('-', ' ')}, and --{option} {asked} asks for others: "
-                "leave the option out, or name the export that has them"
-            )
-    return backend, tokenizer
+    return NeuronBackend.load(model, tokenizer.eos_token_ids), tokenizer
+
+
+def require_room(settings: Settings, slots: int) -> None:
+    """Raises: ModelError where so many slots could never be filled."""
+    try:
+        settings.require_room(slots)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
 
 
 def require(findings: Iterable[Finding]) -> None:

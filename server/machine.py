@@ -30,6 +30,10 @@ IMPORTED_AS = {
 }
 TARGETS = {"inf2": "trn1", "trn1": "trn1", "trn1n": "trn1", "trn2": "trn2"}  # what is compiled for an instance
 TRN1_CORES = (1, 2, 8, 16)  # or a multiple of 32. Source: the runtime's message in huggingface/optimum-neuron#619
+#: Without these nothing loads; what else optimum-neuron asks for is only noted.
+FOR_CPU = ("torch", "transformers")
+FOR_NEURON = (*FOR_CPU, *"optimum-neuron torch-neuronx torch-xla neuronx-cc neuronx-distributed libneuronxla".split())
+PIP = "pip install --extra-index-url https://pip.repos.neuron.amazonaws.com 'optimum-neuron[neuronx]=={}'"
 State = Literal["installed", "missing", "placeholder", "unimportable"]
 
 
@@ -53,9 +57,9 @@ class Machine:
     num_cores: str | None  # NEURON_RT_NUM_CORES as it stands; None: not set
     visible_cores: str | None  # NEURON_RT_VISIBLE_CORES as it stands; None: not set
     sysfs: bool  # the driver's counters can be read
-    memory_bytes: int | None  # that can still be had, a container's limit counted; None: unknown
+    memory_bytes: int | None  # available, and at most a container's limit; None: unknown
     cache: Path  # of compiled graphs
-    cache_free_bytes: int
+    cache_free_bytes: int | None  # None: unknown
 
     @property
     def all_cores(self) -> int:
@@ -76,9 +80,11 @@ class Machine:
             return None
 
 
-def trn1_takes(cores: int) -> bool:
-    """Whether trn1's runtime runs a model on so many cores; inf2's takes any number that it has."""
-    return cores in TRN1_CORES or cores % 32 == 0
+def refused_cores(instance: str | None, cores: int) -> str | None:
+    """Why trn1's runtime won't run a model on so many cores. None: it will, or no rule is known."""
+    if not (instance or "").startswith("trn1") or cores in TRN1_CORES or cores % 32 == 0:
+        return None
+    return f"trn1's runtime takes {', '.join(map(str, TRN1_CORES))} or a multiple of 32, not {cores}"
 
 
 def read(root: Path = Path("/"), environ: Mapping[str, str] = os.environ, site: Sequence[str] | None = None) -> Machine:
@@ -98,8 +104,15 @@ def read(root: Path = Path("/"), environ: Mapping[str, str] = os.environ, site: 
         sysfs=(root / "sys/devices/virtual/neuron_device").is_dir(),
         memory_bytes=min(_memory_limits(root), default=None),
         cache=cache,
-        cache_free_bytes=shutil.disk_usage(next(each for each in (here, *here.parents) if each.is_dir())).free,
+        cache_free_bytes=_free(here),
     )
+
+
+def _free(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.is_dir())).free
+    except OSError:  # a parent that may not be entered
+        return None
 
 
 def _text(path: Path) -> str | None:

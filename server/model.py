@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -37,3 +38,26 @@ def locate(model: str) -> str:
     if folder.exists() or not hub_id:
         raise ModelError(f"there is no model folder {model}: name an existing folder, or a hub id such as org/name")
     return model
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """A checkpoint's files, by its index where it has one; none where there are no weights.
+
+    Raises: ModelError where a file of the index is missing, or the index can't be read.
+    """
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{whole}.index.json"
+        if not index.is_file():
+            if (folder / whole).is_file():
+                return [folder / whole]
+            continue
+        try:
+            named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ModelError(f"{index} cannot be read ({error!r}): copy the folder again") from error
+        if absent := [name for name in named if not (folder / name).is_file()]:
+            raise ModelError(
+                f"{folder} lacks {len(absent)} of {len(named)} files of weights, {absent[0]} first: copy it again"
+            )
+        return [folder / name for name in named]
+    return []

@@ -21,7 +21,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -30,11 +30,9 @@ from server.backends.base import Limits, Sampling, Step
 from server.backends.device_sampling import Parameters
 from server.backends.sampling import HONOURED, Sampler
 from server.backends.selfcheck import check
+from server.backends.shape import Shape
 from server.errors import ModelError
 from server.tokenizer import first_line, generation_config
-
-if TYPE_CHECKING:
-    from server.export import Shape
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +71,18 @@ class NeuronBackend:
             device_sampling.HONOURED if self._device_samples else ON_HOST,
             device_sampling.ranges(config.max_topk) if self._device_samples else {},
         )
+        self._about = {
+            "name": "neuron",
+            "cores": config.tp_degree * config.pp_degree * config.ep_degree,
+            "batch_size": slots,
+            "sequence_length": longest,
+            "max_context_length": config.max_context_length,
+            "prefill_chunk_size": self._chunk,
+            "on_device_sampling": config.on_device_sampling,
+            "dtype": str(config.torch_dtype).removeprefix("torch."),
+            "target": config.target,
+            "versions": {name: version for name in VERSIONS if (version := _version(name))},
+        }
         self._rows: dict[int, Row] = {}  # of live slots
         self._encoded: dict[int, int] = {}  # tokens already in the cache, of prompts that come in chunks
         self._token_ids = torch.zeros((slots, longest), dtype=torch.int64)  # prompt and generated, for host samplers
@@ -90,15 +100,15 @@ class NeuronBackend:
         except Exception as error:  # upstream, torch and the runtime each raise their own kind
             raise ModelError(f"{model} cannot be loaded onto the device: {first_line(error)}") from error
         suppressed = generation_config(model).suppress_tokens or ()
-        backend = cls(loaded, eos, suppressed)
-        if suppressed and backend._device_samples:
-            logger.warning(
-                "sampling on the device cannot keep %d tokens from being chosen that should be", len(suppressed)
-            )
         try:
+            backend = cls(loaded, eos, suppressed)
             check(backend)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except ModelError:
+            raise
+        except Exception as error:  # the graph's, torch's or the runtime's own kind
             raise ModelError(f"{model} loads but does not run: {first_line(error)}") from error
+        if suppressed and backend._device_samples:
+            logger.warning("sampled on the device, %d tokens can come that never should", len(suppressed))
         return backend
 
     @property
@@ -107,26 +117,16 @@ class NeuronBackend:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        config = self._config
-        return {
-            "name": "neuron",
-            "cores": config.tp_degree * config.pp_degree * config.ep_degree,
-            "batch_size": config.batch_size,
-            "sequence_length": config.sequence_length,
-            "max_context_length": config.max_context_length,
-            "prefill_chunk_size": self._chunk,
-            "on_device_sampling": config.on_device_sampling,
-            "dtype": str(config.torch_dtype).removeprefix("torch."),
-            "target": config.target,
-            "versions": {name: version for name in VERSIONS if (version := _version(name))},
-        }
+        return self._about
 
     @torch.no_grad()
     def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step | None:
         used = len(token_ids)
         if not 1 <= used <= self._limits.max_input_tokens:
             raise ValueError(f"a prompt of {used} tokens: the export takes 1 to {self._limits.max_input_tokens}")
-        parameters = device_sampling.parameters(sampling, self._config.max_topk)
+        parameters = device_sampling.GREEDY
+        if self._device_samples:
+            parameters = device_sampling.parameters(sampling, self._config.max_topk)
         outputs = self._encode(slot, token_ids, parameters)
         if outputs is None:
             return None
@@ -214,12 +214,22 @@ def compile_model(model: str, folder: Path, shape: Shape) -> None:
             sequence_length=shape.sequence_length,
             tensor_parallel_size=shape.cores,
         )
+        if shape.batch_size > 1 and not config.continuous_batching:
+            raise ModelError(f"optimum-neuron compiles {model} for one slot only: say --batch-size 1")
+        if shape.on_device_sampling and not config.on_device_sampling:
+            raise ModelError(
+                f"optimum-neuron does not sample {model} on the device in this shape, where its tokens would be wrong: "
+                "leave --on-device-sampling out"
+            )
         # Upstream's own arguments end there; what follows is read when the graphs are built.
-        config.on_device_sampling = shape.on_device_sampling
+        if shape.on_device_sampling is False:
+            config.on_device_sampling = False
         config.max_context_length = shape.max_context_length
         if hasattr(config, "prefill_chunk_size") and shape.max_context_length < shape.sequence_length:
             config.prefill_chunk_size = 0  # a graph for whole prompts was asked for; 0.4.5 knows no other
         NeuronModelForCausalLM.export(model, config).save_pretrained(str(folder))
+    except ModelError:
+        raise
     except Exception as error:  # upstream, the compiler and the hub each raise their own kind
         raise ModelError(f"{model} cannot be compiled: {first_line(error)}") from error
 

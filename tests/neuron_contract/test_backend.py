@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,7 @@ def test_the_self_check_finds_a_graph_that_goes_wrong(
         return out[torch.tensor([1, 0, 3, 2])] if fault == "rows" else out
 
     monkeypatch.setattr(graph, "forward", wrong)
-    with pytest.raises(ModelError, match=r"prefill and decode disagree on [34] of 4 texts"):
+    with pytest.raises(ModelError, match=r"prefill and decode disagree on (1\d|20) of 20 texts"):
         check(backend_of(model))
 
 
@@ -242,6 +242,28 @@ def chunked(compiled: Compiled, gqa_folder: Path) -> Any:
         return ChunkedModel(gqa_folder, slots, length=64, chunk=8, on_device_sampling=on_device)
 
     return model
+
+
+def test_a_few_texts_that_part_do_not_condemn_an_export(
+    compiled: Compiled, backend_of: Any, gqa_folder: Path, caplog: pytest.LogCaptureFixture
+):
+    from server.backends.selfcheck import check
+
+    backend = backend_of(compiled(gqa_folder))
+    decode, wrong = backend.decode, iter([True, True])
+
+    def off_by_one_at_first() -> Any:
+        steps = decode()
+        return (
+            {slot: replace(step, token_id=step.token_id + 1) for slot, step in steps.items()}
+            if next(wrong, 0)
+            else steps
+        )
+
+    backend.decode = off_by_one_at_first
+    with caplog.at_level("INFO"):
+        check(backend)
+    assert "prefill and decode agree on 16 of 20 texts" in caplog.text
 
 
 @pytest.mark.parametrize("on_device", [True, False], ids=["device", "host"])

@@ -252,8 +252,8 @@ CHANGES: dict[str, tuple[Callable[[World], None], str, str, str]] = {
     "no memory to split them": (unsharded_and_short, "weights", "wrong", "0.0 GiB of memory are available"),
     "little memory": (memory(8), "weights", "note", "but 0.0 GiB of memory are available: free some"),
     "weights on the hub": (on_the_hub, "weights", "note", "fetched from meta-llama/Llama-2-7b-chat-hf on the hub"),
-    "an empty checkpoint": (empty_checkpoint, "weights", "missing", "neither shards nor model*.safetensors"),
-    "no weights": (no_weights, "weights", "missing", "neither shards nor model*.safetensors"),
+    "an empty checkpoint": (empty_checkpoint, "weights", "missing", "neither shards nor model.safetensors"),
+    "no weights": (no_weights, "weights", "missing", "neither shards nor model.safetensors"),
     "no tokenizer": (without_file("tokenizer.json"), "tokenizer", "missing", "copy the source model's"),
 }
 
@@ -381,7 +381,7 @@ def test_a_plain_folder_runs_on_any_machine_with_torch(world: World):
     ("lost", "subject", "words"),
     [
         ("config.json", "model", "config.json cannot be read"),
-        ("model.safetensors", "weights", "nor pytorch_model*.bin"),
+        ("model.safetensors", "weights", "nor pytorch_model.bin"),
         ("tokenizer.json", "tokenizer", "none of tokenizer.json, tokenizer.model, vocab.json"),
     ],
 )
@@ -396,6 +396,30 @@ def test_a_plain_folder_without_one_of_its_files_is_told_which(world: World, los
 def test_weights_that_memory_cannot_hold_are_wrong_for_the_cpu(world: World):
     world.put("proc/meminfo", "MemAvailable: 0 kB\n")
     assert only(findings_for_cpu(world.machine(), plain(world)), "weights").verdict == "wrong"
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("float32", "0.0 GiB as float32"), ("bfloat16", "but 0.0 GiB of memory")])
+def test_weights_of_16_bits_take_twice_their_size_on_the_cpu(world: World, dtype: str, said: str):
+    folder = plain(world)
+    write(folder / "config.json", f'{{"dtype": "{dtype}"}}')
+    write(folder / "model.safetensors", "x" * 1500)
+    world.put("proc/meminfo", "MemAvailable: 2 kB\n")
+    assert said in only(findings_for_cpu(world.machine(), folder), "weights").said
+
+
+def test_a_checkpoint_with_a_part_missing_is_named(world: World):
+    folder = plain(world)
+    (folder / "model.safetensors").unlink()
+    write(folder / "model.safetensors.index.json", '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}')
+    write(folder / "1.safetensors", "")
+    found = only(findings_for_cpu(world.machine(), folder), "model")
+    assert (found.verdict, "lacks 1 of 2 files of weights, 2.safetensors first" in found.said) == ("wrong", True)
+
+
+def test_a_cache_that_may_not_be_looked_into_blocks_nothing(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    assert only(world.findings(), "disk").said.startswith("unknown free for compiled graphs")
+    assert blocking(world.findings()) is None
 
 
 def test_an_export_is_nothing_for_the_cpu(world: World):

@@ -5,16 +5,20 @@ Method: the verb itself, on folders made here. That it compiles is shown in test
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig
 
 from server import export
+from server.backends.shape import Shape
 from server.errors import ModelError, SettingsError
+from tests.server.worlds import World, uninstall
 
 SHAPE = "--batch-size 4 --sequence-length 64 --cores 2 --instance-type inf2"
 
@@ -23,10 +27,13 @@ SHAPE = "--batch-size 4 --sequence-length 64 --cores 2 --instance-type inf2"
 def refused(tmp_path: Path, demo_folder: Path) -> Callable[..., str]:
     """The sentence that options are refused with; the output folder stays away."""
 
+    laptop = World(tmp_path / "world")  # a Neuron machine but for its compiler, so that nothing can ever start
+    uninstall(laptop.site, "neuronx-cc")
+
     def sentence(options: str, model: Path = demo_folder, out: Path = tmp_path / "out") -> str:
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(SettingsError) as error:
-            export.run(["--model", str(model), "-o", str(out), *options.split()])
+            export.run(["--model", str(model), "-o", str(out), *options.split()], laptop.machine)
         assert sorted(tmp_path.rglob("*")) == before
         return str(error.value)
 
@@ -38,6 +45,7 @@ def llama_13b(tmp_path: Path) -> Path:
     """A config of the size of Llama 2 13B; nothing of it is loaded before the checks are through."""
     folder = tmp_path / "llama-13b"
     LlamaConfig(hidden_size=5120, num_hidden_layers=40, num_attention_heads=40).save_pretrained(folder)
+    (folder / "model.safetensors").touch()
     return folder
 
 
@@ -59,13 +67,13 @@ def test_a_preset_is_a_shape_and_an_option_beside_it_wins(llama_13b: Path):
         ["--model", str(llama_13b), "-o", "x", "--preset", "llama2-13b-throughput", "--max-context-length", "768"]
     )
     shape = export.shape_of(asked, export.model_config(str(llama_13b)))
-    assert shape == export.Shape(4, 2048, 768, 24, "inf2", on_device_sampling=True)
+    assert shape == Shape(4, 2048, 768, 24, "inf2", on_device_sampling=None)
 
 
 def test_without_a_max_context_length_it_is_the_sequence_length(demo_folder: Path):
     asked = export.parser().parse_args(["--model", "m", "-o", "x", *SHAPE.split(), "--no-on-device-sampling"])
     shape = export.shape_of(asked, export.model_config(str(demo_folder)))
-    assert shape == export.Shape(4, 64, 64, 2, "inf2", on_device_sampling=False)
+    assert shape == Shape(4, 64, 64, 2, "inf2", on_device_sampling=False)
 
 
 def test_a_preset_for_a_model_of_another_size_is_refused(refused: Callable[..., str], llama_13b: Path):
@@ -79,12 +87,15 @@ def test_a_preset_for_a_model_of_another_size_is_refused(refused: Callable[..., 
     [
         ("", "--batch-size, --sequence-length, --cores, --instance-type missing"),
         ("--batch-size 4 --sequence-length 64", "--cores, --instance-type missing"),
-        (f"{SHAPE} --cores 24 --instance-type trn1", "trn1 can't run on 24 cores: its runtime takes 1, 2, 8, 16 or"),
+        (
+            f"{SHAPE} --cores 24 --instance-type trn1",
+            "trn1 can't run on 24 cores: trn1's runtime takes 1, 2, 8, 16 or a multiple of 32",
+        ),
         (f"{SHAPE} --cores 3 --instance-type trn1n", "trn1n can't run on 3 cores"),
         (f"{SHAPE} --cores 32", "inf2 can't run on 32 cores: inf2.48xlarge, its largest, has 24"),
         (f"{SHAPE} --sequence-length 100000", "passes the model's 4096 positions: ask for at most 4096"),
         (f"{SHAPE} --max-context-length 65", "--max-context-length 65 passes the sequence length 64"),
-        (SHAPE, "the Neuron compiler is not complete (torch-neuronx"),
+        (SHAPE, "the Neuron compiler is not complete (neuronx-cc)"),
     ],
 )
 def test_what_cannot_work_is_refused(options: str, words: str, refused: Callable[..., str]):
@@ -105,6 +116,28 @@ def test_an_existing_folder_is_never_written_to(refused: Callable[..., str], tmp
     assert refused(SHAPE, out=taken) == f"{taken} exists already: name a folder that doesn't, or remove it"
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "has no weights, neither model.safetensors nor pytorch_model.bin: copy them there"),
+        ({"neuron_config.json": "{}"}, "is an export already: name the folder that it was made from"),
+        ({"model.safetensors.index.json": "{"}, "model.safetensors.index.json cannot be read (JSONDecodeError"),
+        (
+            {"model.safetensors.index.json": '{"weight_map": {"a": "one", "b": "two", "c": "two"}}', "one": ""},
+            "lacks 1 of 2 files of weights, two first: copy it again",
+        ),
+    ],
+)
+def test_a_folder_without_a_whole_checkpoint_is_refused_before_the_compiler_starts(
+    files: dict[str, str], words: str, refused: Callable[..., str], demo_folder: Path, tmp_path: Path
+):
+    model = tmp_path / "checkpoint"
+    shutil.copytree(demo_folder, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    for name, text in files.items():
+        (model / name).write_text(text)
+    assert words in refused(SHAPE, model=model)
+
+
 def test_a_model_that_is_not_there_is_named(refused: Callable[..., str], tmp_path: Path):
     assert "there is no model folder" in refused(SHAPE, model=tmp_path / "absent")
 
@@ -113,6 +146,7 @@ def test_a_config_that_cannot_be_read_is_named(refused: Callable[..., str], tmp_
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{")
+    (broken / "model.safetensors").touch()
     assert f"{broken} has no config that can be read" in refused(SHAPE, model=broken)
     assert issubclass(ModelError, SettingsError)
 
@@ -126,6 +160,7 @@ def test_a_size_that_is_no_number_is_refused_by_name(value: str, capsys: pytest.
 
 
 @pytest.mark.e2e
+@pytest.mark.skipif(find_spec("neuronxcc") is not None, reason="there is a Neuron compiler here, which would start")
 def test_without_a_compiler_the_command_ends_with_one_sentence(demo_folder: Path, tmp_path: Path):
     command = [sys.executable, "-m", "server", "export", "--model", str(demo_folder), "-o", str(tmp_path / "out")]
     done = subprocess.run([*command, *SHAPE.split()], capture_output=True, text=True, timeout=60)
