@@ -24,14 +24,15 @@ from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest.dispatch import ClosedLoop, ids
 from loadtest.endpoints.base import EndpointError
-from loadtest.measure import Limits
 from loadtest.monitor import Monitor
 from loadtest.plan import Cell
 from loadtest.record import Recorder
 from loadtest.report import write
 from loadtest.sample import Sample
 from loadtest.site import look_at
-from loadtest.transport.base import monotonic_ns
+from loadtest.transport.base import Timeouts, monotonic_ns
+from loadtest.transport.choice import connecting
+from loadtest.transport.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +53,9 @@ class Test:
         process = runner.worker_index if isinstance(runner, WorkerRunner) else 0
         users = runner.target_user_count
         seed = asked.seed or time.time_ns()
-        found = look_at(
-            environment.host or "", f"{seed}-{process}", [asked.input_tokens], asked.input_tokens + asked.new_tokens
-        )
+        connect = connecting("gevent", Tls())
+        total_tokens = asked.input_tokens + asked.new_tokens
+        found = look_at(environment.host or "", connect, f"{seed}-{process}", [asked.input_tokens], total_tokens)
         self.cell = Cell(None, found.description.slots, users, asked.input_tokens, asked.new_tokens)
         self.recorder: Recorder | None = None
         if isinstance(runner, LocalRunner):
@@ -74,7 +75,9 @@ class Test:
         dispatch = ClosedLoop(
             self.cell, found.prompts, ids(run, process), lambda: (runner.user_count, runner.target_user_count)
         )
-        self.load = Load(found.target, found.endpoint, dispatch, run, process, Limits(), self.keep, self.fail)
+        self.load = Load(
+            found.target, connect, found.endpoint, dispatch, run, process, Timeouts(), self.keep, self.fail
+        )
         self._environment = environment
         self.books = Books(environment, self.load)
         self.monitor = Monitor()

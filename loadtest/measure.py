@@ -15,18 +15,20 @@ from loadtest.endpoints.base import Endpoint, Reading
 from loadtest.plan import Cell
 from loadtest.sample import Event, Got, Sample
 from loadtest.sse import Parser, ServerSentEvent, SseError
-from loadtest.transport.base import BodyCut, Clock, Connection, NotHttp, Seen, TimedOut, TransportError, monotonic_ns
+from loadtest.transport.base import (
+    BodyCut,
+    Clock,
+    Connection,
+    NotHttp,
+    Seen,
+    TimedOut,
+    Timeouts,
+    TransportError,
+    monotonic_ns,
+)
 from loadtest.verdict import Outcome, judge
 
 LONGEST_ERROR_BODY = 65536  # bytes kept of a body whose status is not 200
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a request may take before it counts as `timeout`."""
-
-    idle_s: float = 60.0  # without a byte
-    total_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def measure(
     run: str,
     process: int,
     user: int,
-    limits: Limits,
+    timeouts: Timeouts,
     connect_ns: int | None = None,
     clock: Clock = monotonic_ns,
 ) -> Sample:
@@ -78,9 +80,12 @@ def measure(
     cancelled = False
     last_ns: int | None = None
     try:
-        for read in connection.exchange(request, seen, limits.idle_s, limits.total_s):
+        is_stream = None  # as soon as the headers say
+        for read in connection.exchange(request, seen, timeouts):
             last_ns = read.t_ns
-            if seen.status != 200 or not_a_stream(seen, endpoint):
+            if is_stream is None:
+                is_stream = seen.status == 200 and not not_a_stream(seen, endpoint)
+            if not is_stream:
                 error_body += read.data[: LONGEST_ERROR_BODY - len(error_body)]
                 continue
             for event in parser.feed(read.data):
@@ -101,9 +106,13 @@ def measure(
     ended_ns = last_ns if seen.body_ended and last_ns is not None else clock()
     if seen.status == 200 and (instead := not_a_stream(seen, endpoint)):
         tally.error = f"{instead}, not {endpoint.media_type}: {endpoint.error_of(bytes(error_body))}"
+    elif seen.status is not None and 300 <= seen.status < 400 and "location" in seen.headers:
+        tally.error = f"redirects to {seen.headers['location']!r}: measure that URL itself"
     elif seen.status not in (None, 200):
         tally.error = endpoint.error_of(bytes(error_body))
-    new_tokens = tally.tokens if tally.new_tokens is None else tally.new_tokens
+    # A server's count is of a finished reply: it neither fills up one that broke off nor makes tokens that never came.
+    counted = (tally.new_tokens or None) if tally.finished and tally.events else None
+    new_tokens = tally.tokens if counted is None else counted
     verdict, detail = judge(
         Outcome(
             status=seen.status,
@@ -123,7 +132,7 @@ def measure(
         user=user,
         cell=order.cell,
         phase=order.phase,
-        got=Got(tally.input_tokens, new_tokens, "events" if tally.new_tokens is None else "server"),
+        got=Got(tally.input_tokens, new_tokens, "events" if counted is None else "server"),
         scheduled_ns=order.scheduled_ns,
         connect_ns=connect_ns if seen.connect_ns is None else seen.connect_ns,
         started_ns=seen.started_ns,
@@ -132,7 +141,7 @@ def measure(
         events=tuple(tally.events),
         first_text_ns=tally.first_text_ns,
         ended_ns=ended_ns,
-        clock=connection.clock_name,
+        clock=seen.clock,
         transport=connection.transport_name,
         verdict=verdict,
         detail=detail,
@@ -167,5 +176,7 @@ def _take(tally: Tally, reading: Reading, t_ns: int, read_id: int) -> None:
     tally.finished = tally.finished or reading.finished
     tally.error = tally.error or reading.error
     tally.server = reading.server or tally.server
-    if reading.finished:
-        tally.input_tokens, tally.new_tokens = reading.input_tokens, reading.new_tokens
+    if reading.input_tokens is not None:
+        tally.input_tokens = reading.input_tokens
+    if reading.new_tokens is not None:
+        tally.new_tokens = reading.new_tokens  # the last stands: it may come with every event, or after the finish

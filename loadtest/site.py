@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from loadtest.endpoints.base import Description, EndpointError, parse_url
 from loadtest.endpoints.tgi import TgiEndpoint
 from loadtest.prompts import PromptError, Prompts, probe_text, word_lengths
-from loadtest.transport.base import Target, TransportError
-from loadtest.transport.gevent_socket import GeventConnection
+from loadtest.transport.base import Connect, Target, TransportError
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +22,13 @@ class Site:
     prompts: Prompts
 
 
-def look_at(url: str, seed: str, lengths: Iterable[int], total_tokens: int) -> Site:
+def look_at(url: str, connect: Connect, seed: str, lengths: Iterable[int], total_tokens: int) -> Site:
     """Ask the endpoint what it is, and prove that prompts have the length they should.
 
     Raises: EndpointError with what it said and the remedy.
     """
     endpoint, target = TgiEndpoint(), parse_url(url)
-    connection = GeventConnection(target)
+    connection = connect(target)
     try:
         description = endpoint.describe(connection)
         most = description.max_total_tokens

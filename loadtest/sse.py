@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 MAX_EVENT_BYTES = 16 * 2**20
 
+SPACE = 0x20
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -43,6 +44,16 @@ class Parser:
         """
         if not data:
             return []
+        if (  # what nearly every read looks like: one event, whole
+            not self._unfinished
+            and not self._at_start
+            and not self._after_cr
+            and data.startswith(b"data:")
+            and data.find(b"\n") == len(data) - 2
+            and data.endswith(b"\n\n")
+            and b"\r" not in data
+        ):
+            return [ServerSentEvent("message", data[6 if data[5] == SPACE else 5 : -2], self._id)]
         after_cr, self._after_cr = self._after_cr, data.endswith(b"\r")
         if after_cr and data.startswith(b"\n"):
             data = data[1:]

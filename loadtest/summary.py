@@ -11,7 +11,7 @@
                        "cpu"},
             "stream": {"token_events", "shared_read_share", "buffered"}, "off_plan": ["sentence", ...],
             "server": {"n", "queue_s", "prefill_s", "decode_s", "network_s", "steps_by_batch_size"} | null,
-            "clocks": {"kernel": 40}, "counted_by": {"server": 40}}],
+            "clocks": {"kernel": 40}, "transports": {"gevent": 40}, "counted_by": {"server": 40}}],
  "cold": [{"config", "label", "ttft_s" | null, "verdict"}],               first warm-up request of each configuration
  "missing": ["T 256→768", ...],                                           cells of the plan without a figure
  "verdicts": {"n", "counts": {...}, "by_phase": {"warmup": {...}}, "details": {"timeout": ["first", ...]}},
@@ -133,6 +133,7 @@ def _cell(cell: Cell, steady: Sequence[Sample], hosts: Mapping[int, str], seen: 
         "off_plan": trust.off_plan(complete, cell),
         "server": trust.server_split(complete),
         "clocks": dict(sorted(Counter(sample.clock for sample in complete).items())),
+        "transports": dict(sorted(Counter(sample.transport for sample in complete).items())),
         "counted_by": dict(sorted(Counter(sample.got.counted_by for sample in complete).items())),
     }
 

@@ -77,13 +77,19 @@ def _stream(summary: Summary) -> str:
 def _stamps(summary: Summary) -> str:
     clocks: Counter[str] = Counter()
     counted: Counter[str] = Counter()
+    transports: Counter[str] = Counter()
     for entry in summary["cells"]:
         clocks.update(entry["clocks"])
+        transports.update(entry["transports"])
         counted.update(entry["counted_by"])
     meaning = {"kernel": "the kernel's receive stamps", "user": "a clock read after each read returned"}
     stamps = ", ".join(f"{meaning.get(clock, clock)} ({n} requests)" for clock, n in sorted(clocks.items()))
     counts = ", ".join(f"{who} ({n})" for who, n in sorted(counted.items()))
-    return f"**Arrivals** are {stamps or ABSENT}; **tokens** were counted by {counts or ABSENT}."
+    carried = ", ".join(f"{name} ({n})" for name, n in sorted(transports.items()))
+    return (
+        f"**Arrivals** are {stamps or ABSENT}; **requests** were carried by {carried or ABSENT}; "
+        f"**tokens** were counted by {counts or ABSENT}."
+    )
 
 
 def _plan(summary: Summary) -> str:

@@ -1,7 +1,7 @@
 """The seam to the network: a connection that sends one request at a time and yields what comes back, stamped.
 
-    connection.ready(timeout_s)                    # open, checked, warm: before the clock starts
-    for read in connection.exchange(request, seen): ...   # `seen` is filled as it happens, so a failure loses nothing
+    connection.ready(timeouts.connect_s)          # open, checked, warm: before the clock starts
+    for read in connection.exchange(request, seen, timeouts): ...    # `seen` is filled as it happens
 
 Instants are `clock()` nanoseconds, monotonic, of this process.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 Clock = Callable[[], int]
 monotonic_ns: Clock = time.monotonic_ns
@@ -44,6 +44,23 @@ class Target:
     host: str
     port: int
     path: str = ""
+    tls: bool = False
+
+    @property
+    def origin(self) -> str:
+        """`https://[::1]:8443`: scheme, host and port, as a URL has them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long an exchange may take before it ends with `TimedOut`, in seconds."""
+
+    connect_s: float = 10.0  # name, TCP and TLS, before the clock starts
+    first_byte_s: float = 120.0  # from the request to the first byte of the response
+    gap_s: float = 60.0  # without a byte, once one has come
+    total_s: float = 600.0  # the whole exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +75,7 @@ class HttpRequest:
 class Read:
     """Body bytes that came out of one read of the socket."""
 
-    t_ns: int  # arrival: see the connection's `clock_name`
+    t_ns: int  # arrival: see `Seen.clock`
     read_id: int  # counts the reads of one exchange
     data: bytes
 
@@ -74,6 +91,7 @@ class Seen:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)  # names in lower case
     body_ended: bool = False  # the body ended as its framing said
+    clock: Literal["kernel", "user"] = "user"  # what every arrival so far was stamped by
 
 
 class Connection(Protocol):
@@ -82,10 +100,6 @@ class Connection(Protocol):
     @property
     def transport_name(self) -> str: ...
 
-    @property
-    def clock_name(self) -> str:
-        """`kernel`: an arrival is the kernel's receive stamp. `user`: the clock is read after the read returns."""
-
     def ready(self, timeout_s: float) -> int | None:
         """Make sure a live connection is open. Returns what a fresh one cost in ns, or None where one was open.
 
@@ -93,13 +107,16 @@ class Connection(Protocol):
         Raises: ConnectionBroken, TimedOut.
         """
 
-    def exchange(self, request: HttpRequest, seen: Seen, idle_s: float, total_s: float) -> Iterator[Read]:
+    def exchange(self, request: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
         """Send a request and yield the body as it arrives. Calls `ready` first.
 
-        Raises: TransportError: after `idle_s` without a byte, after `total_s` in all, or when the wire fails.
+        Raises: TransportError: when one of the timeouts passes, or when the wire fails.
         """
 
     def close(self) -> None: ...
+
+
+Connect = Callable[[Target], Connection]  # opens nothing yet: `ready` does
 
 
 def fetch(connection: Connection, request: HttpRequest, timeout_s: float = 30.0) -> tuple[int, bytes]:
@@ -108,6 +125,7 @@ def fetch(connection: Connection, request: HttpRequest, timeout_s: float = 30.0)
     Raises: TransportError.
     """
     seen = Seen()
-    body = b"".join(read.data for read in connection.exchange(request, seen, timeout_s, timeout_s))
+    timeouts = Timeouts(timeout_s, timeout_s, timeout_s, timeout_s)
+    body = b"".join(read.data for read in connection.exchange(request, seen, timeouts))
     assert seen.status is not None, "an exchange that ends without an error has a status"
     return seen.status, body

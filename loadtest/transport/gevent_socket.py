@@ -1,19 +1,16 @@
-"""Plain HTTP/1.1 over a gevent socket, framed by httptools: the least there can be between the wire and the clock.
+"""HTTP/1.1 over a gevent socket, framed by httptools: the least there can be between the wire and the clock.
 
-One connection a user. The clock is read right after `recv` returns, before anything is parsed. Measured on one core
-with 256 streams, this costs a third of what httpx costs and half of what geventhttpclient's readline costs, and
-nothing waits for a buffer to fill.
-
-The seam for what comes later: `_open` makes the socket (TLS would wrap it there), `_receive` reads and stamps (kernel
-receive stamps would replace its clock).
+One connection a user. Every read is stamped before anything is parsed: by the kernel where it can (`stamps.py`), else
+right after `recv` returns. Measured on one core with 256 streams, this costs a third of what httpx costs and half of
+what geventhttpclient's readline costs, and nothing waits for a buffer to fill.
 """
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 
 import httptools
-from gevent import socket
 
 from loadtest.transport.base import (
     BodyCut,
@@ -25,10 +22,11 @@ from loadtest.transport.base import (
     Seen,
     Target,
     TimedOut,
+    Timeouts,
     monotonic_ns,
 )
-
-READ_BYTES = 65536
+from loadtest.transport.stamps import ClockMap
+from loadtest.transport.wire import Wire, dial
 
 
 class _Response:
@@ -76,50 +74,61 @@ class GeventConnection:
     """One keep-alive connection to a target, for one greenlet."""
 
     transport_name = "gevent"
-    clock_name = "user"
 
-    def __init__(self, target: Target, clock: Clock = monotonic_ns) -> None:
+    def __init__(
+        self,
+        target: Target,
+        context: ssl.SSLContext | None = None,
+        clock: Clock = monotonic_ns,
+        clock_map: ClockMap | None = None,
+    ) -> None:
+        """`context` is for targets under TLS. Without `clock_map` arrivals are stamped in user space."""
         self._target = target
+        self._context = context
         self._clock = clock
-        self._socket: socket.socket | None = None
-        self._host = f"[{target.host}]" if ":" in target.host else target.host
+        self._map = clock_map
+        self._wire: Wire | None = None
 
     def ready(self, timeout_s: float) -> int | None:
-        if self._socket is not None and not self._is_stale(self._socket):
+        if self._wire is not None and not self._wire.is_stale():
             return None
         self.close()
         before = self._clock()
-        self._socket = self._open(timeout_s)
+        self._wire = dial(self._target, timeout_s, self._clock, self._map, self._context)
         return self._clock() - before
 
     def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
 
-    def exchange(self, request: HttpRequest, seen: Seen, idle_s: float, total_s: float) -> Iterator[Read]:
+    def exchange(self, request: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
         head = self._head(request)
-        seen.connect_ns = self.ready(total_s)
-        assert self._socket is not None
+        seen.connect_ns = self.ready(timeouts.connect_s)
+        wire = self._wire
+        assert wire is not None
         response = _Response(seen)
         read_id = 0
+        seen.clock = "kernel" if self._map is not None else "user"
         try:
             seen.started_ns = self._clock()
-            self._send(head + request.body, total_s)
+            self._send(wire, head + request.body, timeouts)
             seen.sent_ns = self._clock()
-            give_up_ns = seen.started_ns + int(total_s * 1e9)
             while not seen.body_ended:
-                t_ns, data = self._receive(idle_s, total_s, give_up_ns)
+                t_ns, by_kernel, data = self._receive(wire, seen, read_id > 0, timeouts)
                 if not data:
                     self._closed_by_server(response, seen)
                     break
+                if not by_kernel:
+                    seen.clock = "user"
                 read_id += 1
                 broken = self._parse(response, data)
                 if seen.headers_ns is None and response.headers_complete:
                     seen.headers_ns = t_ns
                 if response.body:
-                    yield Read(t_ns, read_id, b"".join(response.body))
+                    body = response.body[0] if len(response.body) == 1 else b"".join(response.body)
                     response.body.clear()
+                    yield Read(t_ns, read_id, body)
                 if broken is not None:
                     raise broken
         finally:
@@ -127,61 +136,38 @@ class GeventConnection:
             if not response.keeps_alive:
                 self.close()
 
-    def _open(self, timeout_s: float) -> socket.socket:
-        where = f"{self._target.host}:{self._target.port}"
-        try:
-            connection = socket.create_connection((self._target.host, self._target.port), timeout=timeout_s)
-        except TimeoutError as error:
-            raise TimedOut(f"no connection to {where} in {timeout_s:g} s") from error
-        except (OSError, UnicodeError) as error:
-            raise ConnectionBroken(f"no connection to {where}: {getattr(error, 'strerror', None) or error}") from error
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
-
-    def _is_stale(self, connection: socket.socket) -> bool:
-        """An idle connection has nothing to read: what is readable is its end, or rubbish."""
-        connection.settimeout(0)
-        try:
-            connection.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
-
     def _head(self, request: HttpRequest) -> bytes:
         lines = [
             f"{request.method} {self._target.path}{request.path} HTTP/1.1",
-            f"host: {self._host}:{self._target.port}",
+            f"host: {self._target.origin.partition('://')[2]}",
             *(f"{name}: {value}" for name, value in request.headers),
         ]
         if request.body or request.method == "POST":
             lines.append(f"content-length: {len(request.body)}")
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
-    def _send(self, data: bytes, total_s: float) -> None:
-        assert self._socket is not None
-        self._socket.settimeout(total_s)
+    def _send(self, wire: Wire, data: bytes, timeouts: Timeouts) -> None:
         try:
-            self._socket.sendall(data)
+            wire.send(data, timeouts.total_s)
         except TimeoutError as error:
-            raise TimedOut(f"the request could not be sent in {total_s:g} s") from error
+            raise TimedOut(f"the request could not be sent in {timeouts.total_s:g} s") from error
         except OSError as error:
             raise ConnectionBroken(f"the request could not be sent: {error.strerror or error}") from error
 
-    def _receive(self, idle_s: float, total_s: float, give_up_ns: int) -> tuple[int, bytes]:
-        """What has arrived, waiting for at least one byte, and the instant right after the read. b"": closed."""
-        assert self._socket is not None
-        left_s = (give_up_ns - self._clock()) / 1e9
+    def _receive(self, wire: Wire, seen: Seen, begun: bool, timeouts: Timeouts) -> tuple[int, bool, bytes]:
+        """What has arrived, waiting for at least one byte: (instant, by the kernel, bytes). b"": closed."""
+        assert seen.started_ns is not None
+        left_s = timeouts.total_s - (self._clock() - seen.started_ns) / 1e9
         if left_s <= 0:
-            raise TimedOut(f"not finished after {total_s:g} s")
-        self._socket.settimeout(min(idle_s, left_s))
+            raise TimedOut(f"not finished after {timeouts.total_s:g} s")
+        wait_s = timeouts.gap_s if begun else timeouts.first_byte_s
         try:
-            data = self._socket.recv(READ_BYTES)
-            return self._clock(), data
+            return wire.receive(min(wait_s, left_s), seen.started_ns)
         except TimeoutError as error:
-            reason = f"nothing arrived for {idle_s:g} s" if idle_s <= left_s else f"not finished after {total_s:g} s"
-            raise TimedOut(reason) from error
+            if left_s < wait_s:
+                raise TimedOut(f"not finished after {timeouts.total_s:g} s") from error
+            what = "nothing arrived for" if begun else "no answer came in"
+            raise TimedOut(f"{what} {wait_s:g} s") from error
         except OSError as error:
             raise ConnectionBroken(error.strerror or str(error)) from error
 

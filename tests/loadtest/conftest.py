@@ -16,10 +16,10 @@ import httpx
 import pytest
 
 from loadtest.endpoints.tgi import TgiEndpoint
-from loadtest.measure import Limits, Order, measure
+from loadtest.measure import Order, measure
 from loadtest.plan import Cell
 from loadtest.sample import Sample
-from loadtest.transport.base import HttpRequest, Target
+from loadtest.transport.base import HttpRequest, Target, Timeouts
 from loadtest.transport.gevent_socket import GeventConnection
 
 SERVER = Path(__file__).parents[1] / "schedule_server.py"
@@ -51,7 +51,7 @@ class Truth:
         httpx.delete(f"http://127.0.0.1:{self.port}/truth")
 
     def measure(
-        self, new_tokens: int = 8, users: int = 1, each: int = 1, limits: Limits | None = None, **schedule: Any
+        self, new_tokens: int = 8, users: int = 1, each: int = 1, timeouts: Timeouts | None = None, **schedule: Any
     ) -> list[Sample]:
         """`users` greenlets send `each` requests, one after the other on a connection of their own."""
         endpoint = Scheduled({"jitter": 0, **schedule})
@@ -68,7 +68,7 @@ class Truth:
                     run="test",
                     process=0,
                     user=number,
-                    limits=limits or Limits(10, 30),
+                    timeouts=timeouts or Timeouts(10, 10, 10, 30),
                 )
                 for i in range(each)
             ]

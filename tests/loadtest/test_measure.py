@@ -13,7 +13,7 @@ import gevent
 import pytest
 
 from loadtest.endpoints.tgi import TgiEndpoint
-from loadtest.measure import Limits, Order, measure
+from loadtest.measure import Order, measure
 from loadtest.plan import Cell
 from loadtest.transport.base import (
     BodyCut,
@@ -23,13 +23,14 @@ from loadtest.transport.base import (
     Seen,
     Target,
     TimedOut,
+    Timeouts,
     fetch,
 )
 from loadtest.transport.gevent_socket import GeventConnection
 from loadtest.verdict import Verdict
 from tests.loadtest.conftest import Truth
 
-SHORT = Limits(idle_s=0.4, total_s=5)
+SHORT = Timeouts(connect_s=5, first_byte_s=0.4, gap_s=0.4, total_s=5)
 
 
 def test_a_good_stream_is_complete_and_its_instants_are_in_order(truth: Truth):
@@ -86,7 +87,7 @@ def test_one_connection_serves_all_requests_of_a_user(truth: Truth):
 def test_each_fault_has_its_verdict_and_keeps_what_came_before(
     truth: Truth, fault: str, verdict: Verdict, events: int, detail: str
 ):
-    (sample,) = truth.measure(fault=fault, fault_after=3, limits=SHORT)
+    (sample,) = truth.measure(fault=fault, fault_after=3, timeouts=SHORT)
     assert sample.verdict is verdict
     assert not sample.complete
     assert len(sample.events) == events
@@ -98,13 +99,13 @@ def test_a_fault_costs_its_own_request_only(truth: Truth):
     samples = [
         sample
         for fault in ("truncate", "reset", "garble_http", "stall", None)
-        for sample in truth.measure(users=2, each=1, fault=fault, limits=SHORT)
+        for sample in truth.measure(users=2, each=1, fault=fault, timeouts=SHORT)
     ]
     assert [sample.complete for sample in samples] == [False] * 8 + [True] * 2
 
 
 def test_a_request_longer_than_the_limit_is_a_timeout_though_it_never_falls_silent(truth: Truth):
-    (sample,) = truth.measure(new_tokens=200, gap_s=0.01, limits=Limits(idle_s=10, total_s=0.3))
+    (sample,) = truth.measure(new_tokens=200, gap_s=0.01, timeouts=Timeouts(total_s=0.3))
     assert sample.verdict is Verdict.TIMEOUT
     assert sample.detail == "not finished after 0.3 s"
     assert 0 < len(sample.events) < 200
@@ -137,7 +138,7 @@ def test_an_event_without_a_token_is_no_first_token(truth: Truth):
 def test_nobody_listening_is_a_connection_verdict_with_the_reason(truth: Truth):
     connection = GeventConnection(Target("127.0.0.1", 1))
     order = Order("x", Cell(None, None, 1, 4, 8), "steady", "a", 0)
-    sample = measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, limits=SHORT)
+    sample = measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, timeouts=SHORT)
     assert (sample.verdict, sample.status, sample.started_ns) == (Verdict.CONNECTION, None, None)
     assert sample.detail == "no connection to 127.0.0.1:1: Connection refused"
 
@@ -155,7 +156,7 @@ def test_a_killed_greenlet_leaves_a_cancelled_sample_with_what_it_had(truth: Tru
 def truth_stream(truth: Truth) -> list[Any]:
     connection = GeventConnection(truth.target)
     order = Order("x", Cell(None, None, 1, 4, 1000), "steady", "a", 0)
-    return [measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, limits=Limits())]
+    return [measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, timeouts=Timeouts())]
 
 
 # --- the transport alone, against bytes that are known ---------------------------------------------------------------
@@ -199,9 +200,9 @@ def test_a_connection_the_server_closed_meanwhile_is_replaced_before_the_clock_s
     with raw_server(reply, reply) as target:
         connection = GeventConnection(target)
         first, second = Seen(), Seen()
-        assert b"".join(read.data for read in connection.exchange(HttpRequest("GET", "/"), first, 2, 2)) == b"ok"
+        assert b"".join(read.data for read in connection.exchange(HttpRequest("GET", "/"), first, SHORT)) == b"ok"
         gevent.sleep(0.1)
-        assert b"".join(read.data for read in connection.exchange(HttpRequest("GET", "/"), second, 2, 2)) == b"ok"
+        assert b"".join(read.data for read in connection.exchange(HttpRequest("GET", "/"), second, SHORT)) == b"ok"
         connection.close()
     assert second.connect_ns is not None
     assert second.started_ns is not None
@@ -220,7 +221,7 @@ def test_replies_that_only_announce_another_are_passed_over(raw_server: Any):
     reply = b"HTTP/1.1 100 Continue\r\n\r\n" + hints + b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
     with raw_server(reply) as target:
         connection, seen = GeventConnection(target), Seen()
-        body = b"".join(read.data for read in connection.exchange(HttpRequest("GET", "/"), seen, 2, 2))
+        body = b"".join(read.data for read in connection.exchange(HttpRequest("GET", "/"), seen, SHORT))
         connection.close()
     assert (seen.status, body, seen.headers) == (200, b"ok", {"content-length": "2"})
 
@@ -238,7 +239,7 @@ def test_a_200_that_is_no_readable_stream_says_what_it_is(raw_server: Any, heade
     with raw_server(reply) as target:
         connection = GeventConnection(target)
         order = Order("x", Cell(None, None, 1, 4, 8), "steady", "a", 0)
-        sample = measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, limits=SHORT)
+        sample = measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, timeouts=SHORT)
         connection.close()
     assert sample.verdict is Verdict.ERROR_IN_STREAM
     assert sample.detail is not None
@@ -249,7 +250,7 @@ def test_what_came_before_broken_framing_in_the_same_read_is_kept(raw_server: An
     reply = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n"
     with raw_server(reply) as target:
         connection = GeventConnection(target)
-        stream = connection.exchange(HttpRequest("GET", "/"), Seen(), 2, 2)
+        stream = connection.exchange(HttpRequest("GET", "/"), Seen(), SHORT)
         assert next(iter(stream)).data == b"abc"
         with pytest.raises(NotHttp):
             next(iter(stream))

@@ -1,0 +1,32 @@
+"""Which transport carries the requests of a run: ours, or a library's for what ours doesn't do or for comparison."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from loadtest.transport.base import Connect, Connection, Target
+from loadtest.transport.stamps import ClockMap
+from loadtest.transport.tls import Tls
+
+
+def connecting(name: str, tls: Tls, kernel_stamps: bool = True) -> Connect:
+    """How a run opens its connections. One TLS context and one map of clocks serve all of them.
+
+    Raises: ModuleNotFoundError where the transport's library isn't installed; TlsError at the first target under TLS.
+    """
+    context = cache(tls.context)
+    clock_map = ClockMap() if kernel_stamps else None
+    if name == "httpx":
+        from loadtest.transport.httpx_client import HttpxConnection
+
+        return lambda target: HttpxConnection(target, context(), clock_map=clock_map)
+    if name == "huggingface_hub":
+        from loadtest.transport.hub_client import HubConnection
+
+        return lambda target: HubConnection(target)
+    from loadtest.transport.gevent_socket import GeventConnection
+
+    def gevent(target: Target) -> Connection:
+        return GeventConnection(target, context() if target.tls else None, clock_map=clock_map)
+
+    return gevent
