@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadtest import plan as plans
+from loadtest.arrivals import KINDS, Arrivals, ArrivalsError
+from loadtest.transport import TRANSPORTS
 from loadtest.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -87,13 +89,18 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("--config", choices=tuple(plans.CONFIGS), help="only this configuration (default: both)")
     grid.add_argument("-n", "--waves", type=count, metavar="N", help="waves of each cell (default: 10)")
     grid.add_argument("--warmup-waves", type=count, metavar="N", help="waves before them that don't count (default: 1)")
-    free = verb.add_argument_group("or a free run, in a closed loop")
-    free.add_argument("-u", "--users", type=count, metavar="N", help="requests in flight")
+    free = verb.add_argument_group("or a free run, in a closed loop or an open one")
+    free.add_argument("-u", "--users", type=count, metavar="N", help="requests in flight; with --rate, at most")
     free.add_argument("-t", "--run-time", type=seconds, metavar="TIME", help="such as 30s, 5m, 1h30m")
     free.add_argument(
         "--input-tokens", type=count, metavar="N", help="tokens of every prompt, as the server counts (default: 256)"
     )
     free.add_argument("--new-tokens", type=count, metavar="N", help="tokens of every answer (default: 256)")
+    free.add_argument(
+        "--rate", type=float, metavar="R", help="requests a second, whatever the endpoint does: an open loop"
+    )
+    free.add_argument("--arrivals", choices=KINDS, help="how an open loop's requests are spread (default: poisson)")
+    free.add_argument("--burstiness", type=float, metavar="B", help="of gamma arrivals: below 1 they come in bursts")
     both = verb.add_argument_group("both")
     both.add_argument(
         "--results",
@@ -103,20 +110,22 @@ def parser() -> argparse.ArgumentParser:
         help="where the run's folder goes (default: results)",
     )
     both.add_argument("--seed", type=int, help="of the prompts; the same one repeats them (default: drawn, recorded)")
-    both.add_argument(
-        "--idle-timeout",
-        type=seconds,
-        default="60s",
-        metavar="TIME",
-        help="a stream silent for longer is a timeout (default: 60s)",
+    for option, default, what in (
+        ("--connect-timeout", "10s", "a connection that isn't open after this is none"),
+        ("--first-byte-timeout", "2m", "an answer that hasn't begun by then is a timeout"),
+        ("--idle-timeout", "60s", "a stream silent for longer is a timeout"),
+        ("--timeout", "10m", "a request longer than this is a timeout"),
+    ):
+        both.add_argument(option, type=seconds, default=default, metavar="TIME", help=f"{what} (default: {default})")
+    wire = verb.add_argument_group("how requests travel")
+    wire.add_argument(
+        "--transport",
+        choices=TRANSPORTS,
+        default="gevent",
+        help="what carries them: our own socket, httpx (which takes proxies), or huggingface_hub (default: gevent)",
     )
-    both.add_argument(
-        "--timeout",
-        type=seconds,
-        default="10m",
-        metavar="TIME",
-        help="a request longer than this is a timeout (default: 10m)",
-    )
+    wire.add_argument("--cacert", type=Path, metavar="FILE", help="trust these certificate authorities (PEM)")
+    wire.add_argument("-k", "--insecure", action="store_true", help="don't verify certificates")
     both.add_argument(
         "--allow",
         action="append",
@@ -139,6 +148,9 @@ def options(asked: argparse.Namespace) -> Options:
         "-t/--run-time": asked.run_time,
         "--input-tokens": asked.input_tokens,
         "--new-tokens": asked.new_tokens,
+        "--rate": asked.rate,
+        "--arrivals": asked.arrivals,
+        "--burstiness": asked.burstiness,
     }
     given = [name for name, value in free.items() if value is not None]
     if (asked.url is None) == (asked.serve is None):
@@ -150,22 +162,41 @@ def options(asked: argparse.Namespace) -> Options:
     stray = [name for name, value in plan_only.items() if value is not None]
     if asked.plan is None and stray:
         raise Usage(f"{stray[0]} belongs to a plan: add --plan, or leave it out")
+    for name in ("--arrivals", "--burstiness"):
+        if asked.rate is None and free[name] is not None:
+            raise Usage(f"{name} belongs to an open loop: add --rate, or leave it out")
+    if asked.arrivals == "gamma" and asked.burstiness is None:
+        raise Usage("gamma arrivals need --burstiness: 1 is poisson, less comes in bursts, more is more even")
     if asked.serve is None and asked.serve_timeout is not None:
         raise Usage("--serve-timeout belongs to --serve: leave it out")
+    seed = time.time_ns() if asked.seed is None else asked.seed
     try:
         plan = plans.named(asked.plan) if asked.plan is not None else None
-    except plans.PlanError as error:
+        arrivals = None
+        if asked.rate is not None:
+            burstiness = 1.0 if asked.burstiness is None else asked.burstiness
+            arrivals = Arrivals(asked.arrivals or "poisson", asked.rate, burstiness, seed)
+    except (plans.PlanError, ArrivalsError) as error:
         raise Usage(str(error)) from error
-    from loadtest.measure import Limits
     from loadtest.run import Options
+    from loadtest.transport.base import Timeouts
+    from loadtest.transport.choice import connecting
+    from loadtest.transport.tls import Tls, TlsError
+
+    tls = Tls(asked.cacert, verify=not asked.insecure)
+    try:
+        tls.context()
+    except TlsError as error:
+        raise Usage(str(error)) from error
 
     return Options(
         url=asked.url,
         serve=asked.serve,
         serve_timeout_s=asked.serve_timeout or SERVE_TIMEOUT_S,
         results=asked.results,
-        seed=time.time_ns() if asked.seed is None else asked.seed,
-        limits=Limits(asked.idle_timeout, asked.timeout),
+        seed=seed,
+        connect=connecting(asked.transport, tls),
+        timeouts=Timeouts(asked.connect_timeout, asked.first_byte_timeout, asked.idle_timeout, asked.timeout),
         allow=frozenset(asked.allow),
         plan=plan,
         configs=(plans.CONFIGS[asked.config],) if asked.config else tuple(plans.CONFIGS.values()),
@@ -173,6 +204,7 @@ def options(asked: argparse.Namespace) -> Options:
         warmup_waves=asked.warmup_waves or 1,
         users=asked.users or 1,
         run_time_s=asked.run_time or 0.0,
+        arrivals=arrivals,
         input_tokens=asked.input_tokens or 256,
         new_tokens=asked.new_tokens or 256,
     )

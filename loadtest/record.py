@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import __version__
+from loadtest.arrivals import Arrivals
 from loadtest.machine import clocks, machine, process, versions
 from loadtest.sample import SCHEMA, Sample
 
@@ -52,6 +53,7 @@ class Recorder:
             "versions": versions(),
             "processes": [process(0)],
             "client": [],
+            "open_loop": None,
             "interrupted": True,  # until it is closed otherwise
         }
         self._samples = (self.folder / "samples.jsonl").open("a", encoding="utf-8", buffering=1)
@@ -63,6 +65,20 @@ class Recorder:
         self._run["endpoints"].append(
             {"config": config, "url": url, "protocol": protocol, "info": info, "command": command}
         )
+        self._write()
+
+    def open_loop(self, arrivals: Arrivals, run_time_s: float, users: int, taken: int, late: int, unsent: int) -> None:
+        """What the schedule was, and what became of it: see run.schema.json."""
+        self._run["open_loop"] = {
+            "kind": arrivals.kind,
+            "rate_per_s": arrivals.rate_per_s,
+            "burstiness": arrivals.burstiness,
+            "run_time_s": run_time_s,
+            "users": users,
+            "taken": taken,
+            "late": late,
+            "unsent": unsent,
+        }
         self._write()
 
     def client(

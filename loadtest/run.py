@@ -20,10 +20,11 @@ from typing import Any
 
 import gevent
 
+from loadtest.arrivals import Arrivals
 from loadtest.dispatch import ClosedLoop, Dispatch, Waves, ids
 from loadtest.endpoints.base import EndpointError
-from loadtest.measure import Limits
 from loadtest.monitor import Monitor
+from loadtest.open_loop import OpenLoop
 from loadtest.plan import Cell, Config, Plan
 from loadtest.progress import STARTING, Progress, effort
 from loadtest.prompts import PromptError
@@ -32,6 +33,7 @@ from loadtest.report import show
 from loadtest.sample import Sample
 from loadtest.served import served
 from loadtest.site import Site, look_at
+from loadtest.transport.base import Connect, Timeouts
 
 HOPELESS_WAVES = 3  # in a row without one complete request: the endpoint is gone
 POLL_S = 0.1
@@ -54,7 +56,8 @@ class Options:
     serve_timeout_s: float
     results: Path
     seed: int
-    limits: Limits
+    timeouts: Timeouts
+    connect: Connect
     allow: frozenset[str]
     plan: Plan | None
     configs: tuple[Config, ...]
@@ -62,6 +65,7 @@ class Options:
     warmup_waves: int
     users: int
     run_time_s: float
+    arrivals: Arrivals | None  # None: a closed loop
     input_tokens: int
     new_tokens: int
 
@@ -80,7 +84,9 @@ def site(
             log = recorder.folder / f"server-{name}.log"
             url, command = stack.enter_context(served(options.serve, slots, log, options.serve_timeout_s))
         assert url is not None, "the command line makes sure of --url or --serve"
-        found = look_at(url, f"{options.seed}-{config.name if config else 'free'}", lengths, total_tokens)
+        found = look_at(
+            url, options.connect, f"{options.seed}-{config.name if config else 'free'}", lengths, total_tokens
+        )
         recorder.endpoint(
             config.name if config else None, url, found.endpoint.protocol, found.description.info, command
         )
@@ -135,7 +141,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
         monitor = Monitor()
         with Progress(options.run_time_s) as progress:
             monitor.start()
-            with spawned(load, options.users, drain_s=options.limits.total_s) as users:
+            with spawned(load, options.users, drain_s=options.timeouts.total_s) as users:
                 begun = now = time.monotonic()
                 while now < begun + options.run_time_s:
                     gevent.sleep(min(POLL_S, options.run_time_s))
@@ -148,6 +154,36 @@ def measure_free(options: Options, recorder: Recorder) -> None:
             recorder.client(None, options.users, options.input_tokens, options.new_tokens, monitor.stop())
 
 
+def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> None:
+    """What the schedule says for `run_time_s` seconds, at most `users` at once; the run ends when all of it is done."""
+    with site(options, None, recorder, [options.input_tokens], options.input_tokens + options.new_tokens) as found:
+        cell = Cell(None, found.description.slots, options.users, options.input_tokens, options.new_tokens)
+        dispatch = OpenLoop(cell, found.prompts, ids(recorder.run, 0), arrivals.offsets_ns(), options.run_time_s)
+        load = _load(found, dispatch, options, recorder)
+        monitor = Monitor()
+        with Progress(options.run_time_s) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
+            dispatch.begin()
+            monitor.start()
+            begun = now = time.monotonic()
+            while now < begun + options.run_time_s:
+                gevent.sleep(min(POLL_S, options.run_time_s))
+                said = f"{recorder.complete} complete, {recorder.other} not, {dispatch.waiting_late} overdue"
+                progress.now(f"{cell.label}: {said}")
+                progress.advance(time.monotonic() - now)
+                now = time.monotonic()
+            progress.now(f"{cell.label}: the time is over, what was due is still sent")
+            unsent = 0 if dispatch.join(options.timeouts.total_s) else dispatch.waiting_late
+        recorder.client(None, options.users, options.input_tokens, options.new_tokens, monitor.stop())
+        recorder.open_loop(arrivals, options.run_time_s, options.users, dispatch.taken, dispatch.late, unsent)
+        if not dispatch.taken:
+            raise GaveUp(f"no request was due in {options.run_time_s:g} s: raise --rate or -t")
+        busy = f"all {options.users} users were busy"
+        if unsent:
+            raise GaveUp(f"{unsent} scheduled requests were never sent: {busy}; raise -u or lower --rate")
+        if dispatch.late:
+            say(f"{dispatch.late} of {dispatch.taken} requests were late because {busy}: raise -u")
+
+
 def _load(found: Site, dispatch: Dispatch, options: Options, recorder: Recorder) -> Load:
     work = gevent.getcurrent()
 
@@ -156,11 +192,20 @@ def _load(found: Site, dispatch: Dispatch, options: Options, recorder: Recorder)
             logging.getLogger(__name__).error("a user failed", exc_info=error)
         work.kill(GaveUp(f"the run can't go on: {error}"), block=False)
 
-    return Load(found.target, found.endpoint, dispatch, recorder.run, 0, options.limits, recorder.add, fail)
+    return Load(
+        found.target, options.connect, found.endpoint, dispatch, recorder.run, 0, options.timeouts, recorder.add, fail
+    )
 
 
 def _why(samples: list[Sample]) -> str:
     return f"{samples[-1].verdict}: {samples[-1].detail}"
+
+
+def name_of(options: Options) -> str:
+    """What was run, in the name of its folder."""
+    if options.plan:
+        return options.plan.name
+    return f"{options.arrivals.rate_per_s:g}-per-s" if options.arrivals else f"{options.users}-users"
 
 
 def run(options: Options, echo: dict[str, Any]) -> int:
@@ -169,7 +214,7 @@ def run(options: Options, echo: dict[str, Any]) -> int:
     try:
         recorder = Recorder(
             options.results,
-            plan.name if plan else f"{options.users}-users",
+            name_of(options),
             plan=plan.name if plan else None,
             configs=[config.name for config in options.configs] if plan else [],
             waves=options.waves if plan else None,
@@ -183,6 +228,8 @@ def run(options: Options, echo: dict[str, Any]) -> int:
     def work() -> None:
         if plan:
             measure_plan(options, plan, recorder)
+        elif options.arrivals:
+            measure_open(options, options.arrivals, recorder)
         else:
             measure_free(options, recorder)
 

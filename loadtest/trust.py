@@ -21,10 +21,19 @@ LAG_LIMIT_OF_TTFT = 0.1
 BUFFERED_SHARE = 0.5
 
 
-def client_lag_s(sample: Sample) -> float | None:
-    """started − scheduled, less what a fresh connection cost: that is the network's time, not the client's."""
-    lag = stats.lag_s(sample)
-    return None if lag is None else lag - (sample.connect_ns or 0) / 1e9
+def client_lags_s(samples: Iterable[Sample]) -> list[float]:
+    """started − the instant that a request could have been sent: when the schedule wanted it, or when its user came
+    free. Less what a fresh connection cost: that is the network's time, not the client's.
+    """
+    lags: list[float] = []
+    free_ns: dict[tuple[int, int], int] = {}  # when a user's last request ended
+    for sample in sorted(samples, key=lambda each: each.ended_ns):
+        user = (sample.process, sample.user)
+        if sample.started_ns is not None:
+            could_ns = max(sample.scheduled_ns, free_ns.get(user, sample.scheduled_ns))
+            lags.append((sample.started_ns - could_ns - (sample.connect_ns or 0)) / 1e9)
+        free_ns[user] = sample.ended_ns
+    return lags
 
 
 def client(steady: Sequence[Sample], seen: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -36,7 +45,7 @@ def client(steady: Sequence[Sample], seen: Mapping[str, Any] | None) -> dict[str
     """
     ttfts = [ttft for s in steady if s.complete and (ttft := stats.ttft_s(s)) is not None]
     limit_s = max(LAG_LIMIT_S, LAG_LIMIT_OF_TTFT * float(np.median(ttfts))) if ttfts else LAG_LIMIT_S
-    lags = [lag for sample in steady if (lag := client_lag_s(sample)) is not None]
+    lags = client_lags_s(steady)
     lag_s, statistic = stand_in_for_p99(lags)
     hub_lag_s = seen["hub_lag_p99_s"] if seen and stats.printable(seen["hub_lag_samples"], 0.99) else None
     reasons = [

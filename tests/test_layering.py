@@ -28,6 +28,7 @@ PURE = {
     "loadtest/verdict.py": set(),
     "loadtest/plan.py": set(),
     "loadtest/prompts.py": set(),
+    "loadtest/arrivals.py": set(),
     "loadtest/sample.py": {"loadtest.plan", "loadtest.verdict"},
     "loadtest/stats.py": {"loadtest.sample", "loadtest.plan", "loadtest.verdict"},
     "loadtest/trust.py": {"loadtest.stats", "loadtest.sample", "loadtest.plan", "loadtest.verdict"},

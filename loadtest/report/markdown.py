@@ -61,6 +61,13 @@ def render(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Sequenc
 def _measured(run: Mapping[str, Any]) -> Iterator[str]:
     plan = f"plan `{run['plan']}`, {run['waves']} waves per cell" if run["plan"] else "no plan: a free run"
     yield f"{plan}, seed {run['seed']}, begun {escape(run['created'])}"
+    if loop := run.get("open_loop"):
+        shape = f", burstiness {loop['burstiness']:g}" if loop["kind"] == "gamma" else ""
+        yield (
+            f"an open loop: {loop['rate_per_s']:g} requests/s ({loop['kind']}{shape}) for {loop['run_time_s']:g} s, "
+            f"at most {loop['users']} in flight; {loop['taken']} sent, {loop['late']} of them late because all users "
+            f"were busy, {loop['unsent']} never"
+        )
     for endpoint in run["endpoints"]:
         who = f"{escape(endpoint['config'])}: " if endpoint["config"] else ""
         yield f"{who}{escape(endpoint['url'])} ({escape(endpoint['protocol'])}){served_by(endpoint['info'] or {})}"

@@ -95,6 +95,7 @@ def a_run(plan: str | None, *, waves: int = 10, configs: str = "LT") -> tuple[li
         "versions": {"locust": "2.47.0"},
         "processes": [{"process": 0, "host": "here", "pid": 1, "start": clocks, "end": None}],
         "client": [],
+        "open_loop": None,
         "interrupted": False,
     }
 
@@ -342,3 +343,20 @@ def test_the_report_says_what_runs_the_model_as_far_as_the_endpoint_does(tmp_pat
         report = written(tmp_path, samples, run | {"endpoints": [run["endpoints"][0] | {"info": info}]})
         line = next(line for line in report.splitlines() if "http://127.0.0.1:8080 (tgi)" in line)
         assert line.endswith(f"(tgi){said}" + ("optimum-neuron 0.4.5" if info == {"backend": neuron} else ""))
+
+
+def test_an_open_loop_is_told_with_its_rate_and_what_came_late(tmp_path: Path):
+    samples, run = a_run(None)
+    loop = {
+        "kind": "gamma",
+        "rate_per_s": 2.5,
+        "burstiness": 0.5,
+        "run_time_s": 60.0,
+        "users": 8,
+        "taken": 151,
+        "late": 3,
+        "unsent": 0,
+    }
+    report = written(tmp_path, samples, run | {"open_loop": loop})
+    said = "an open loop: 2.5 requests/s (gamma, burstiness 0.5) for 60 s, at most 8 in flight; 151 sent, 3 of them"
+    assert f"{said} late" in report
