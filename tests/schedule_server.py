@@ -6,7 +6,8 @@ immediately before it. On Linux that clock is the same for all processes, so the
 `GET /truth` gives the record of every stream, `DELETE /truth` clears it.
 
 The wire is text-generation-inference's `/generate_stream`. What a request gets is its header `x-schedule`, a JSON
-object of `Schedule`'s fields; those left out come from `--schedule`. Faults, where k is `fault_after`, in tokens:
+object of `Schedule`'s fields; those left out come from `--schedule`. `POST /v1/chat/completions` and `/v1/completions`
+send `script`, whatever it says: its pieces stand for the tokens. Faults, where k is `fault_after`, in tokens:
 
 after k tokens
     truncate       the connection closes inside the body: no chunked terminator
@@ -65,6 +66,7 @@ class Schedule:
     seed: int = 0  # the same seed gives the same waits
     fault: str | None = None
     fault_after: int = 3  # tokens; read by the faults that happen after k tokens
+    script: list[str] | None = None  # a body's bytes as latin-1; each piece is one HTTP chunk and one send
 
     def __post_init__(self) -> None:
         if self.fault is not None and self.fault not in AFTER_K | FROM_START:
@@ -136,11 +138,14 @@ def words(text: str) -> list[dict[str, Any]]:
     ]
 
 
+def framed(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 def chunk(value: Any) -> bytes:
     """One server-sent event in one HTTP chunk."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    event = f"data: {text}\n\n".encode()
-    return b"%x\r\n%b\r\n" % (len(event), event)
+    return framed(f"data: {text}\n\n".encode())
 
 
 def token_chunks(tokens: int, inputs: str, details: bool, finish_reason: str) -> Iterator[bytes]:
@@ -178,7 +183,7 @@ class Server:
     def answer(self, connection: socket.socket, request: Request) -> bool:
         """Whether the connection stays open."""
         match request.method, request.path:
-            case "POST", "/generate_stream":
+            case "POST", "/generate_stream" | "/v1/chat/completions" | "/v1/completions":
                 return self.stream(connection, request)
             case "POST", "/tokenize":
                 return reply(connection, 200, words(json.loads(request.body)["inputs"]))
@@ -197,8 +202,12 @@ class Server:
         try:
             schedule = replace(self.defaults, **json.loads(request.headers.get("x-schedule", "{}")))
             body = json.loads(request.body)
-            inputs, tokens = str(body["inputs"]), int(body["parameters"]["max_new_tokens"])
-            details = bool(body["parameters"].get("details"))
+            if request.path == "/generate_stream":
+                inputs, tokens = str(body["inputs"]), int(body["parameters"]["max_new_tokens"])
+                details = bool(body["parameters"].get("details"))
+            else:
+                pieces = [framed(piece.encode("latin-1")) for piece in schedule.script or ()]
+                tokens = len(pieces)
             schedule.check(tokens)
         except (ValueError, TypeError, KeyError) as error:
             return reply(connection, 422, {"error": f"Input validation error: {error!r}", "error_type": "validation"})
@@ -226,7 +235,7 @@ class Server:
         if fault == "role_first":
             send(chunk({"index": 0, "token": None, "generated_text": None, "details": None}), 0)
         count, reason = (k, "eos_token") if fault == "stop_early" else (tokens, "length")
-        events = token_chunks(count, inputs, details, reason)
+        events = token_chunks(count, inputs, details, reason) if request.path == "/generate_stream" else iter(pieces)
         timetable = zip(events, schedule.due_ns(request.received_ns), strict=False)  # each is made just before its wait
         if fault == "coalesce":
             chunks, dues = zip(*timetable, strict=True)

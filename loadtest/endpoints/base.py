@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 from loadtest.sse import ServerSentEvent
 from loadtest.transport.base import Connection, HttpRequest, Target
 
+JSON = (("content-type", "application/json"),)
+LONGEST_EXCERPT = 200  # characters of a stranger's bytes in a message
+
 
 class EndpointError(Exception):
     """The endpoint can't be measured; the message names what it said and the remedy."""
@@ -82,7 +85,7 @@ class Endpoint(Protocol):
 def parse_url(url: str) -> Target:
     """The target of a base URL.
 
-    Raises: EndpointError where it isn't plain http or names no host.
+    Raises: EndpointError where it isn't http or https, or names no host.
     """
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -92,10 +95,20 @@ def parse_url(url: str) -> Target:
         port = parts.port
     except ValueError as error:
         raise EndpointError(f"{url} has no valid port: use 1 to 65535") from error
-    if parts.scheme != "http":
-        raise EndpointError(f"{url} asks for {parts.scheme}: only http:// can be measured in this version")
+    if parts.scheme not in ("http", "https"):
+        raise EndpointError(f"{url} asks for {parts.scheme}: only http:// and https:// can be measured")
     if not parts.hostname:
         raise EndpointError(f"{url} names no host: write it as http://127.0.0.1:8080")
     if parts.query or parts.fragment or not url.isascii():
         raise EndpointError(f"{url} is more than a base URL: leave out ? and #, and percent-encode the path")
-    return Target(parts.hostname, port or 80, parts.path.rstrip("/"))
+    tls = parts.scheme == "https"
+    return Target(parts.hostname, port or (443 if tls else 80), parts.path.rstrip("/"), tls)
+
+
+def whole_number(said: object) -> int | None:
+    """A count as a server should give it; anything else is no count."""
+    return said if isinstance(said, int) and not isinstance(said, bool) and said >= 0 else None
+
+
+def excerpt(data: bytes) -> str:
+    return repr(data[:LONGEST_EXCERPT].decode("utf-8", "replace"))

@@ -10,12 +10,9 @@ from typing import Any
 
 import orjson
 
-from loadtest.endpoints.base import Description, EndpointError, Piece, Reading
+from loadtest.endpoints.base import JSON, Description, EndpointError, Piece, Reading, excerpt, whole_number
 from loadtest.sse import ServerSentEvent
 from loadtest.transport.base import Connection, HttpRequest, fetch
-
-JSON = (("content-type", "application/json"),)
-LONGEST_EXCERPT = 200  # characters of a stranger's bytes in a message
 
 
 class TgiEndpoint:
@@ -94,12 +91,3 @@ class TgiEndpoint:
             return orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise EndpointError(f"{request.path} does not answer with JSON: {excerpt(body)}") from error
-
-
-def whole_number(said: object) -> int | None:
-    """A count as a server should give it; anything else is no count."""
-    return said if isinstance(said, int) and not isinstance(said, bool) and said >= 0 else None
-
-
-def excerpt(data: bytes) -> str:
-    return repr(data[:LONGEST_EXCERPT].decode("utf-8", "replace"))

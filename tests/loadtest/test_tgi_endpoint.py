@@ -70,15 +70,14 @@ def test_the_servers_own_timing_is_kept_where_it_is_an_object(said: Any, server:
         ("h", Target("h", 80)),
         ("http://h/a/b/", Target("h", 80, "/a/b")),
         ("http://[::1]:9", Target("::1", 9)),
+        ("https://h/a", Target("h", 443, "/a", tls=True)),
     ],
 )
 def test_a_base_url_is_taken_apart(url: str, target: Target):
     assert parse_url(url) == target
 
 
-@pytest.mark.parametrize(
-    "url", ["https://h", "http://", "http://h:99999", "http://[::1", "http://h/?a=b", "http://h/→"]
-)
+@pytest.mark.parametrize("url", ["ftp://h", "http://", "http://h:99999", "http://[::1", "http://h/?a=b", "http://h/→"])
 def test_a_url_that_cannot_be_measured_names_itself(url: str):
     with pytest.raises(EndpointError) as caught:
         parse_url(url)
