@@ -58,8 +58,8 @@ class Timeouts:
     """How long an exchange may take before it ends with `TimedOut`, in seconds."""
 
     connect_s: float = 10.0  # name, TCP and TLS, before the clock starts
-    first_byte_s: float = 120.0  # from the request to the first byte of the response
-    gap_s: float = 60.0  # without a byte, once one has come
+    first_byte_s: float = 120.0  # without a byte, until the first of the body: many send headers long before it
+    gap_s: float = 60.0  # without a byte, from then on
     total_s: float = 600.0  # the whole exchange
 
 

@@ -108,14 +108,14 @@ class GeventConnection:
         wire = self._wire
         assert wire is not None
         response = _Response(seen)
-        read_id = 0
+        read_id, begun = 0, False
         seen.clock = "kernel" if self._map is not None else "user"
         try:
             seen.started_ns = self._clock()
             self._send(wire, head + request.body, timeouts)
             seen.sent_ns = self._clock()
             while not seen.body_ended:
-                t_ns, by_kernel, data = self._receive(wire, seen, read_id > 0, timeouts)
+                t_ns, by_kernel, data = self._receive(wire, seen, begun, timeouts)
                 if not data:
                     self._closed_by_server(response, seen)
                     break
@@ -128,6 +128,7 @@ class GeventConnection:
                 if response.body:
                     body = response.body[0] if len(response.body) == 1 else b"".join(response.body)
                     response.body.clear()
+                    begun = True
                     yield Read(t_ns, read_id, body)
                 if broken is not None:
                     raise broken

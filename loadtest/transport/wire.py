@@ -32,7 +32,9 @@ Arrived = tuple[int, bool, bytes]  # instant, by the kernel, bytes; no bytes: cl
 class Wire:
     """An open connection. Instants are the kernel's where it gives them, else read right after the read returns."""
 
-    def __init__(self, connection: socket.socket, clock: Clock, clock_map: stamps.ClockMap | None) -> None:
+    def __init__(
+        self, connection: socket.socket | _socket.socket, clock: Clock, clock_map: stamps.ClockMap | None
+    ) -> None:
         """Takes the socket over; `connection` is closed for its owner."""
         self._clock = clock
         self._map = clock_map
@@ -101,11 +103,22 @@ class Wire:
             return True
         return True
 
+    def under_tls(self, context: ssl.SSLContext, host: str, timeout_s: float) -> TlsWire:
+        """The same connection from here on under TLS, as behind a proxy's CONNECT. Takes it over.
+
+        Raises: OSError, TimeoutError.
+        """
+        self._unwatch()
+        return TlsWire(self._socket, self._clock, self._map, context, host, timeout_s)
+
     def close(self) -> None:
+        self._unwatch()
+        self._socket.close()
+
+    def _unwatch(self) -> None:
         for watcher in (self._io, self._timer):
             watcher.stop()
             watcher.close()
-        self._socket.close()
 
     def _readable(self) -> None:
         """Runs in the loop, whenever bytes or the end have come."""
@@ -152,7 +165,7 @@ class TlsWire(Wire):
 
     def __init__(
         self,
-        connection: socket.socket,
+        connection: socket.socket | _socket.socket,
         clock: Clock,
         clock_map: stamps.ClockMap | None,
         context: ssl.SSLContext,

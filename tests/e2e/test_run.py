@@ -341,6 +341,14 @@ def test_a_free_run_against_the_real_server(server: str, tmp_path: Path):
         (["--plan", "published", "--config", "X"], "invalid choice: 'X'"),
         (["-u", "1", "-t", "1s", "--config", "L"], "--config belongs to a plan"),
         (["-u", "1", "-t", "1s", "-n", "5"], "-n/--waves belongs to a plan"),
+        (["--plan", "published", "--rate", "3"], "--plan fixes users and tokens, --rate is for a free run"),
+        (["-u", "1", "-t", "1s", "--arrivals", "gamma"], "--arrivals belongs to an open loop: add --rate"),
+        (["-u", "1", "-t", "1s", "--burstiness", "2"], "--burstiness belongs to an open loop: add --rate"),
+        (["-u", "1", "-t", "1s", "--rate", "3", "--arrivals", "gamma"], "gamma arrivals need --burstiness"),
+        (["-u", "1", "-t", "1s", "--rate", "0"], "a rate of 0 requests a second can't be scheduled: choose one from"),
+        (["-u", "1", "-t", "1s", "--rate", "1", "--burstiness", "2"], "poisson arrivals have no burstiness"),
+        (["-u", "1", "-t", "1s", "--transport", "carrier"], "invalid choice: 'carrier'"),
+        (["-u", "1", "-t", "1s", "--cacert", "/nowhere.pem"], "/nowhere.pem holds no certificates that can be read"),
         (["--plan", "published", "--serve-timeout", "5s"], "--serve-timeout belongs to --serve"),
     ],
 )
@@ -359,7 +367,7 @@ def test_bad_words_are_one_sentence_and_exit_code_2(tmp_path: Path, arguments: l
             ["--url", "http://127.0.0.1:1"],
             "http://127.0.0.1:1 does not answer: no connection to 127.0.0.1:1: Connection refused",
         ),
-        (["--url", "https://127.0.0.1:1"], "only http:// can be measured in this version"),
+        (["--url", "ftp://127.0.0.1:1"], "only http:// and https:// can be measured"),
         (["--url", "http://127.0.0.1:port"], "http://127.0.0.1:port has no valid port"),
         (["--serve", "/no/such/server {port}"], "/no/such/server can't be started: No such file or directory"),
         (["--serve", "true"], "has no {port}"),
@@ -390,3 +398,34 @@ def test_a_folder_without_a_run_cannot_be_reported(tmp_path: Path):
     assert done.returncode == 2
     assert "can't be reported" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_open_loop_keeps_its_schedule_whatever_the_endpoint_does(tmp_path: Path):
+    with schedule_server(first_s=0.02, gap_s=0.001) as url:
+        done = free_run(url, tmp_path, "8", "2s", "8", "4", "--rate", "40", "--arrivals", "constant")
+    folder = only_folder(tmp_path)
+    assert folder.name.endswith("-40-per-s")
+    samples = samples_of(folder)
+    due = sorted(sample["scheduled_ns"] for sample in samples)
+    assert {later - earlier for earlier, later in pairwise(due)} == {25_000_000}
+    assert len(samples) == 80
+    assert all(sample["started_ns"] >= sample["scheduled_ns"] for sample in samples)
+    assert {sample["phase"] for sample in samples} == {"steady"}
+    run = json.loads((folder / "run.json").read_text())
+    schema("run.schema.json").validate(run)
+    assert (run["open_loop"]["taken"], run["open_loop"]["unsent"]) == (80, 0)
+    assert "an open loop: 40 requests/s (constant) for 2 s, at most 8 in flight; 80 sent" in (
+        (folder / "report.md").read_text()
+    )
+    assert done.returncode in (0, 1), done.stderr
+
+
+def test_what_an_open_loop_cannot_send_in_time_is_late_and_never_skipped(tmp_path: Path):
+    with schedule_server(first_s=0.2, gap_s=0.001) as url:
+        done = free_run(url, tmp_path, "2", "2s", "8", "2", "--rate", "20", "--arrivals", "constant")
+    samples = samples_of(only_folder(tmp_path))
+    assert len(samples) == 40, "two users could send some 20 in the time"
+    late_s = [(sample["started_ns"] - sample["scheduled_ns"]) / 1e9 for sample in samples]
+    assert max(late_s) > 1
+    assert "of 40 requests were late because all 2 users were busy: raise -u" in done.stderr
+    assert "client was the bottleneck" not in done.stderr, "the cap was, and that is said"

@@ -255,3 +255,48 @@ def test_what_came_before_broken_framing_in_the_same_read_is_kept(raw_server: An
         with pytest.raises(NotHttp):
             next(iter(stream))
         connection.close()
+
+
+def test_a_redirect_is_not_followed_and_says_where_to_measure_instead(raw_server: Any):
+    reply = (
+        b"HTTP/1.1 307 Temporary Redirect\r\nlocation: https://elsewhere/generate_stream\r\ncontent-length: 0\r\n\r\n"
+    )
+    with raw_server(reply) as target:
+        connection = GeventConnection(target)
+        order = Order("x", Cell(None, None, 1, 4, 8), "steady", "a", 0)
+        sample = measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, timeouts=SHORT)
+        connection.close()
+    assert sample.verdict is Verdict.HTTP_ERROR
+    assert sample.detail == ("HTTP 307: redirects to 'https://elsewhere/generate_stream': measure that URL itself")
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "fault", "detail"),
+    [
+        (Timeouts(first_byte_s=0.2), {"first_s": 1.0}, "no answer came in 0.2 s"),
+        (Timeouts(gap_s=0.2), {"fault": "stall"}, "nothing arrived for 0.2 s"),
+        (Timeouts(total_s=0.3), {"gap_s": 0.02}, "not finished after 0.3 s"),
+    ],
+)
+def test_every_timeout_has_its_own_sentence(truth: Truth, timeouts: Timeouts, fault: dict[str, Any], detail: str):
+    (sample,) = truth.measure(new_tokens=100, timeouts=timeouts, **fault)
+    assert (sample.verdict, sample.detail) == (Verdict.TIMEOUT, detail)
+
+
+def test_a_deadline_that_moves_with_every_byte_is_kept_to_the_last(truth: Truth):
+    """40 gaps of 60 ms with a limit of 200 ms on one: the timer behind it was set at the first."""
+    (sample,) = truth.measure(new_tokens=40, gap_s=0.06, timeouts=Timeouts(gap_s=0.2))
+    assert sample.complete
+
+
+def test_reads_that_nobody_takes_are_left_to_the_kernel_and_come_in_order(raw_server: Any):
+    body = bytes(range(256)) * 40_000  # 10 MB, more than a wire reads ahead
+    reply = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    with raw_server(reply) as target:
+        connection, got = GeventConnection(target), bytearray()
+        for read in connection.exchange(HttpRequest("GET", "/"), Seen(), SHORT):
+            if len(got) < 300_000:
+                gevent.sleep(0.02)  # a reader that is slow at first
+            got += read.data
+        connection.close()
+    assert bytes(got) == body
