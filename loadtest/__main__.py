@@ -40,7 +40,8 @@ def dispatch(asked: argparse.Namespace) -> int:
     except Usage as error:
         return fail(str(error))
     except ModuleNotFoundError as error:
-        return fail(f"{error.name} is not installed: pip install 'tokenclock[loadtest]'")
+        extra = "hub" if error.name == "huggingface_hub" else "loadtest"
+        return fail(f"{error.name} is not installed: pip install 'tokenclock[{extra}]'")
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -183,6 +184,8 @@ def options(asked: argparse.Namespace) -> Options:
     from loadtest.transport.choice import connecting
     from loadtest.transport.tls import Tls, TlsError
 
+    if asked.transport == "huggingface_hub" and (asked.cacert or asked.insecure):
+        raise Usage("--cacert and --insecure don't reach huggingface_hub: set SSL_CERT_FILE and REQUESTS_CA_BUNDLE")
     tls = Tls(asked.cacert, verify=not asked.insecure)
     try:
         tls.context()

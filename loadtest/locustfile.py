@@ -9,7 +9,7 @@ runs in one process leaves its raw samples and a report in a folder of `--result
 
 from __future__ import annotations
 
-from loadtest.runner import Books, Load, TokenUser  # isort: skip  (first: importing locust patches sockets)
+from loadtest.runner import Load, TokenUser  # isort: skip  (first: importing locust patches sockets)
 
 import itertools
 import logging
@@ -22,6 +22,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
+from loadtest.books import Books
 from loadtest.dispatch import ClosedLoop, ids
 from loadtest.endpoints.base import EndpointError
 from loadtest.monitor import Monitor
@@ -79,7 +80,7 @@ class Test:
             found.target, connect, found.endpoint, dispatch, run, process, Timeouts(), self.keep, self.fail
         )
         self._environment = environment
-        self.books = Books(environment, self.load)
+        self.books = Books(environment, found.endpoint.route, self.keep, self.fail)
         self.monitor = Monitor()
         self.monitor.start()
 

@@ -2,65 +2,28 @@
 
 Importing locust patches the standard library's sockets for gevent, so it must come before anything that opens one.
 
-Locust's table gets its own row for every request (the whole exchange) and three beside it: TTFT, ITL and E2E. Those are
-logged straight into its statistics' entries, not as requests, so `Aggregated` counts every request once.
+What becomes of their samples: `books.py`.
 """
 
 from __future__ import annotations
 
 from locust import User, constant, stats, task  # isort: skip  (first: it patches)
 import itertools
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import gevent
-from gevent.queue import JoinableQueue
 from locust.env import Environment
 from locust.exception import StopUser
 
+from loadtest.books import Books, collected_in_the_books, three_digits
 from loadtest.dispatch import Dispatch, drained
 from loadtest.endpoints.base import Endpoint
 from loadtest.measure import measure
 from loadtest.sample import Sample
-from loadtest.stats import itl_s, latency_s, ttft_s
 from loadtest.transport.base import Connect, Connection, Target, Timeouts, TransportError, monotonic_ns
 from loadtest.verdict import Verdict
-
-MOST_BEHIND = 4096  # samples of which memory is kept; a sample of 128 tokens has some 20 kB
-
-
-class NotComplete(Exception):
-    """What locust's table and failure list show for a request whose verdict isn't `complete`."""
-
-
-def three_digits(milliseconds: float) -> float:
-    """Locust's histogram keys with three significant digits: its own two would store a gap of 3.46 ms as 3."""
-    if milliseconds <= 0:
-        return 0
-    return round(milliseconds, 2 - math.floor(math.log10(milliseconds)))
-
-
-def log_all(entry: Any, milliseconds: Sequence[float]) -> None:
-    """What `entry.log(each, 0)` would do for each of them, at a tenth of the cost: streams wait meanwhile.
-
-    entry: a locust.stats.StatsEntry, whose annotations know whole milliseconds only.
-    """
-    if not milliseconds:
-        return
-    entry.log(milliseconds[0], 0)  # the first as locust would: it keeps a cache by the second
-    rest = milliseconds[1:]
-    entry.num_requests += len(rest)
-    entry.num_reqs_per_sec[int(entry.last_request_timestamp)] += len(rest)
-    entry.total_response_time += sum(rest)
-    entry.min_response_time = min(entry.min_response_time, *milliseconds)
-    entry.max_response_time = max(entry.max_response_time, *milliseconds)
-    for key, times in Counter(map(three_digits, rest)).items():
-        entry.response_times[key] += times
-
 
 stats.bucket_response_time = three_digits  # type: ignore[assignment]  # the hook that locust documents; keys may be floats
 
@@ -137,69 +100,6 @@ class TokenUser(User):
         return sample
 
 
-class Books:
-    """Keeps finished samples: the file, and locust's table. Works where no stream has anything to do, so it delays
-    none; only when `MOST_BEHIND` samples wait does it take its turn with them.
-    """
-
-    def __init__(self, environment: Environment, load: Load) -> None:
-        self._environment = environment
-        self._load = load
-        self._queue: JoinableQueue[Sample] = JoinableQueue()
-        self._greenlet = gevent.spawn(self._work)
-
-    def enter(self, sample: Sample) -> None:
-        self._queue.put(sample)
-
-    def settle(self) -> None:
-        """Wait until everything entered is kept: between two waves, so that none is released into this work."""
-        self._queue.join()
-
-    def close(self) -> None:
-        self.settle()
-        self._greenlet.kill()
-
-    def _work(self) -> None:
-        for sample in self._queue:
-            try:
-                self._breathe()
-                self._load.keep(sample)
-                self._breathe()
-                self._show(sample)
-            except OSError as error:
-                self._load.fail(error)
-            finally:
-                self._queue.task_done()
-
-    def _breathe(self) -> None:
-        if self._queue.qsize() < MOST_BEHIND:
-            gevent.idle()
-        else:
-            gevent.sleep(0)
-
-    def _show(self, sample: Sample) -> None:
-        if sample.verdict is Verdict.CANCELLED:  # ended by the end of the test: no answer of the endpoint's
-            return
-        name = self._load.endpoint.route
-        begun_ns = sample.scheduled_ns if sample.started_ns is None else sample.started_ns
-        self._environment.events.request.fire(
-            request_type="POST",
-            name=name,
-            response_time=(sample.ended_ns - begun_ns) / 1e6,
-            response_length=sample.got.new_tokens,
-            exception=None if sample.complete else NotComplete(f"{sample.verdict}: {sample.detail}"),
-            context={},
-        )
-        if not sample.complete:
-            return
-        entries = self._environment.stats.entries
-        for row, value_s in (("TTFT", ttft_s(sample)), ("E2E", latency_s(sample))):
-            if value_s is not None:
-                entries[(name, row)].log(value_s * 1e3, 0)  # type: ignore[arg-type]
-        self._breathe()
-        log_all(entries[(name, "ITL")], [gap_s * 1e3 for gap_s in itl_s(sample)])
-
-
 @dataclass(frozen=True, slots=True)
 class Running:
     """Users at work."""
@@ -214,7 +114,7 @@ def user_class(environment: Environment, load: Load) -> type[TokenUser]:
         "abstract": False,
         "load": load,
         "numbers": itertools.count(),
-        "books": Books(environment, load),
+        "books": Books(environment, load.endpoint.route, load.keep, load.fail),
     }
     return type("TokenUser", (TokenUser,), fields)
 
@@ -232,7 +132,8 @@ def spawned(load: Load, users: int, spawn_rate: float | None = None, drain_s: fl
     runner = environment.create_local_runner()
     runner.start(users, spawn_rate=spawn_rate or users)
     try:
-        yield Running(environment, bound.books)
+        with collected_in_the_books():
+            yield Running(environment, bound.books)
     except BaseException:
         environment.stop_timeout = 0  # what runs now is cancelled: nobody waits for a drain after Ctrl-C
         raise

@@ -263,9 +263,10 @@ def test_results_that_cannot_be_written_any_more_end_the_run_with_a_sentence(ser
 
 def test_the_two_configurations_of_a_run_have_prompts_of_their_own():
     from loadtest.site import look_at
+    from loadtest.transport.gevent_socket import GeventConnection
 
     with schedule_server() as url:
-        drawn = [look_at(url, f"1-{config}", [256], 1024).prompts.draw(256) for config in "LT"]
+        drawn = [look_at(url, GeventConnection, f"1-{config}", [256], 1024).prompts.draw(256) for config in "LT"]
     assert drawn[0] != drawn[1]
 
 
@@ -347,6 +348,7 @@ def test_a_free_run_against_the_real_server(server: str, tmp_path: Path):
         (["-u", "1", "-t", "1s", "--rate", "3", "--arrivals", "gamma"], "gamma arrivals need --burstiness"),
         (["-u", "1", "-t", "1s", "--rate", "0"], "a rate of 0 requests a second can't be scheduled: choose one from"),
         (["-u", "1", "-t", "1s", "--rate", "1", "--burstiness", "2"], "poisson arrivals have no burstiness"),
+        (["-u", "1", "-t", "1s", "--transport", "huggingface_hub", "-k"], "--insecure don't reach huggingface_hub"),
         (["-u", "1", "-t", "1s", "--transport", "carrier"], "invalid choice: 'carrier'"),
         (["-u", "1", "-t", "1s", "--cacert", "/nowhere.pem"], "/nowhere.pem holds no certificates that can be read"),
         (["--plan", "published", "--serve-timeout", "5s"], "--serve-timeout belongs to --serve"),

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 PROGRAM = """
-from loadtest.runner import log_all
+import loadtest.runner
+from loadtest.books import log_all
 import random
 from locust.stats import RequestStats
 draw = random.Random(7)
