@@ -181,7 +181,7 @@ def options(asked: argparse.Namespace) -> Options:
         raise Usage(str(error)) from error
     from loadtest.run import Options
     from loadtest.transport.base import Timeouts
-    from loadtest.transport.choice import connecting
+    from loadtest.transport.choice import connecting, controlling
     from loadtest.transport.tls import Tls, TlsError
 
     if asked.transport == "huggingface_hub" and (asked.cacert or asked.insecure):
@@ -199,6 +199,7 @@ def options(asked: argparse.Namespace) -> Options:
         results=asked.results,
         seed=seed,
         connect=connecting(asked.transport, tls),
+        control=controlling(asked.transport, tls),
         timeouts=Timeouts(asked.connect_timeout, asked.first_byte_timeout, asked.idle_timeout, asked.timeout),
         allow=frozenset(asked.allow),
         plan=plan,

@@ -32,7 +32,7 @@ from loadtest.report import write
 from loadtest.sample import Sample
 from loadtest.site import look_at
 from loadtest.transport.base import Timeouts, monotonic_ns
-from loadtest.transport.choice import connecting
+from loadtest.transport.choice import connecting, controlling
 from loadtest.transport.tls import Tls
 
 logger = logging.getLogger(__name__)
@@ -54,9 +54,9 @@ class Test:
         process = runner.worker_index if isinstance(runner, WorkerRunner) else 0
         users = runner.target_user_count
         seed = asked.seed or time.time_ns()
-        connect = connecting("gevent", Tls())
+        connect, control = connecting("gevent", Tls()), controlling("gevent", Tls())
         total_tokens = asked.input_tokens + asked.new_tokens
-        found = look_at(environment.host or "", connect, f"{seed}-{process}", [asked.input_tokens], total_tokens)
+        found = look_at(environment.host or "", control, f"{seed}-{process}", [asked.input_tokens], total_tokens)
         self.cell = Cell(None, found.description.slots, users, asked.input_tokens, asked.new_tokens)
         self.recorder: Recorder | None = None
         if isinstance(runner, LocalRunner):

@@ -57,7 +57,8 @@ class Options:
     results: Path
     seed: int
     timeouts: Timeouts
-    connect: Connect
+    connect: Connect  # for what is timed
+    control: Connect  # for what is not
     allow: frozenset[str]
     plan: Plan | None
     configs: tuple[Config, ...]

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from loadtest.endpoints.base import EndpointError, parse_url
 from loadtest.transport.base import HttpRequest, TransportError, fetch
-from loadtest.transport.gevent_socket import GeventConnection
+from loadtest.transport.choice import controlling
+from loadtest.transport.tls import Tls
 
 GRACE_S = 30.0
 PR_SET_PDEATHSIG = 1  # Source: prctl(2)
@@ -77,7 +78,7 @@ def free_port() -> int:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, ready_s: float) -> None:
-    connection = GeventConnection(parse_url(url))
+    connection = controlling("gevent", Tls())(parse_url(url))
     give_up = time.monotonic() + ready_s
     try:
         while time.monotonic() < give_up:

@@ -22,13 +22,14 @@ class Site:
     prompts: Prompts
 
 
-def look_at(url: str, connect: Connect, seed: str, lengths: Iterable[int], total_tokens: int) -> Site:
-    """Ask the endpoint what it is, and prove that prompts have the length they should.
+def look_at(url: str, control: Connect, seed: str, lengths: Iterable[int], total_tokens: int) -> Site:
+    """Ask the endpoint what it is, and prove that prompts have the length they should. `control` opens connections
+    whose requests aren't timed.
 
     Raises: EndpointError with what it said and the remedy.
     """
     endpoint, target = TgiEndpoint(), parse_url(url)
-    connection = connect(target)
+    connection = control(target)
     try:
         description = endpoint.describe(connection)
         most = description.max_total_tokens

@@ -30,3 +30,11 @@ def connecting(name: str, tls: Tls, kernel_stamps: bool = True) -> Connect:
         return GeventConnection(target, context() if target.tls else None, clock_map=clock_map)
 
     return gevent
+
+
+def controlling(name: str, tls: Tls) -> Connect:
+    """How what isn't timed is asked: by httpx, through the proxies that the timed requests of a transport take."""
+    from loadtest.transport.httpx_client import HttpxConnection
+
+    context = cache(tls.context)
+    return lambda target: HttpxConnection(target, context(), proxies=name == "httpx")

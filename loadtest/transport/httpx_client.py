@@ -218,15 +218,18 @@ class HttpxConnection:
         target: Target,
         context: ssl.SSLContext,
         *,
+        proxies: bool = True,
         clock: Clock = monotonic_ns,
         clock_map: ClockMap | None = None,
     ) -> None:
-        """`context` is for targets under TLS. Without `clock_map` arrivals are stamped in user space."""
+        """`context` is for targets under TLS. `proxies`: take those that the environment names. Without `clock_map`
+        arrivals are stamped in user space.
+        """
         self._target = target
         self._context = context
         self._clock = clock
         self._map = clock_map
-        self._proxy = proxy_of(target)
+        self._proxy = proxy_of(target) if proxies else None
         self._backend = _Dialled()
         self._pool = httpcore.ConnectionPool(
             ssl_context=context,

@@ -263,10 +263,13 @@ def test_results_that_cannot_be_written_any_more_end_the_run_with_a_sentence(ser
 
 def test_the_two_configurations_of_a_run_have_prompts_of_their_own():
     from loadtest.site import look_at
-    from loadtest.transport.gevent_socket import GeventConnection
+    from loadtest.transport.choice import controlling
+    from loadtest.transport.tls import Tls
 
     with schedule_server() as url:
-        drawn = [look_at(url, GeventConnection, f"1-{config}", [256], 1024).prompts.draw(256) for config in "LT"]
+        drawn = [
+            look_at(url, controlling("gevent", Tls()), f"1-{config}", [256], 1024).prompts.draw(256) for config in "LT"
+        ]
     assert drawn[0] != drawn[1]
 
 
@@ -431,3 +434,16 @@ def test_what_an_open_loop_cannot_send_in_time_is_late_and_never_skipped(tmp_pat
     assert max(late_s) > 1
     assert "of 40 requests were late because all 2 users were busy: raise -u" in done.stderr
     assert "client was the bottleneck" not in done.stderr, "the cap was, and that is said"
+
+
+@pytest.mark.parametrize("transport", ["gevent", "httpx", "huggingface_hub"])
+def test_every_transport_gives_samples_and_the_report_says_which(transport: str, tmp_path: Path):
+    with schedule_server(first_s=0.01, gap_s=0.002) as url:
+        done = free_run(url, tmp_path, "2", "1s", "8", "6", "--transport", transport)
+    assert done.returncode in (0, 1), done.stderr
+    folder = only_folder(tmp_path)
+    samples = samples_of(folder)
+    assert len(samples) > 4
+    assert {(sample["transport"], sample["verdict"]) for sample in samples} == {(transport, "complete")}
+    assert {len(sample["events"]) for sample in samples} == {6}
+    assert f"**requests** were carried by {transport} (" in (folder / "report.md").read_text()
