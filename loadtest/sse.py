@@ -8,7 +8,7 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-str
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_EVENT_BYTES = 16 * 2**20
 
@@ -20,8 +20,7 @@ class SseError(ValueError):
     """A stream that cannot be read as events; the message names the value and the limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSentEvent:
+class ServerSentEvent(NamedTuple):
     event: str  # "message" where the stream names none
     data: bytes  # the data lines, joined by LF
     id: str | None  # the last id the stream has given up to here; None before the first

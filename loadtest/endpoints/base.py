@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from loadtest.sse import ServerSentEvent
@@ -17,8 +17,7 @@ class EndpointError(Exception):
     """The endpoint can't be measured; the message names what it said and the remedy."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):  # one is made for every token: a tuple costs a third of a frozen dataclass
     """What one event says."""
 
     tokens: int = 0  # generated tokens it carries

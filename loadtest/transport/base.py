@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 Clock = Callable[[], int]
 monotonic_ns: Clock = time.monotonic_ns
@@ -71,8 +71,7 @@ class HttpRequest:
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """Body bytes that came out of one read of the socket."""
 
     t_ns: int  # arrival: see `Seen.clock`

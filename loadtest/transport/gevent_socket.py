@@ -133,6 +133,7 @@ class GeventConnection:
                 if broken is not None:
                     raise broken
         finally:
+            del response.parser  # it holds the response: garbage that only a collection would find
             # An exchange that was left early leaves bytes on the wire: the next one needs a fresh connection.
             if not response.keeps_alive:
                 self.close()
@@ -158,12 +159,12 @@ class GeventConnection:
     def _receive(self, wire: Wire, seen: Seen, begun: bool, timeouts: Timeouts) -> tuple[int, bool, bytes]:
         """What has arrived, waiting for at least one byte: (instant, by the kernel, bytes). b"": closed."""
         assert seen.started_ns is not None
+        wait_s = timeouts.gap_s if begun else timeouts.first_byte_s
         left_s = timeouts.total_s - (self._clock() - seen.started_ns) / 1e9
         if left_s <= 0:
             raise TimedOut(f"not finished after {timeouts.total_s:g} s")
-        wait_s = timeouts.gap_s if begun else timeouts.first_byte_s
         try:
-            return wire.receive(min(wait_s, left_s), seen.started_ns)
+            return wire.receive(wait_s if wait_s < left_s else left_s, seen.started_ns)
         except TimeoutError as error:
             if left_s < wait_s:
                 raise TimedOut(f"not finished after {timeouts.total_s:g} s") from error
