@@ -1,6 +1,6 @@
 """A request leaves no reference cycle behind, so a run needs no garbage collection between two tokens.
 
-Method: the interpreter's own collector, told to keep what it finds, over requests that end well and requests that don't.
+Method: what the interpreter's own collector finds after twenty requests that end well, or don't.
 """
 
 from __future__ import annotations
