@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from loadtest.transport.base import Connect, Connection, Target
-from loadtest.transport.stamps import ClockMap
+from loadtest.transport.stamps import ClockMap, hold_on
 from loadtest.transport.tls import Tls
 
 
@@ -26,7 +26,9 @@ def connecting(name: str, tls: Tls, kernel_stamps: bool = True) -> Connect:
         return lambda target: HubConnection(target)
     from loadtest.transport.gevent_socket import GeventConnection
 
-    def gevent(target: Target) -> Connection:
+    held = hold_on() if kernel_stamps else None
+
+    def gevent(target: Target, _held: object = held) -> Connection:
         return GeventConnection(target, context() if target.tls else None, clock_map=clock_map)
 
     return gevent

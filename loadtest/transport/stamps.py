@@ -40,6 +40,15 @@ def enable(connection: Any) -> bool:
     return True
 
 
+def hold_on() -> socket.socket:
+    """A socket with stamps, to be kept open for a run: the kernel begins to stamp a moment after the first one asks,
+    and stops when the last one is closed.
+    """
+    held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    enable(held)
+    return held
+
+
 def realtime_ns(ancillary: Ancillary) -> int | None:
     """The stamp among a read's control messages, on CLOCK_REALTIME."""
     for level, kind, data in ancillary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,10 +20,19 @@ from loadtest.endpoints.tgi import TgiEndpoint
 from loadtest.measure import Order, measure
 from loadtest.plan import Cell
 from loadtest.sample import Sample
+from loadtest.transport import stamps
 from loadtest.transport.base import HttpRequest, Target, Timeouts
 from loadtest.transport.gevent_socket import GeventConnection
 
 SERVER = Path(__file__).parents[1] / "schedule_server.py"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stamping() -> Iterator[None]:
+    """The kernel has begun to stamp arrivals, as it has in a run."""
+    with stamps.hold_on():
+        time.sleep(0.3)
+        yield
 
 
 class Scheduled(TgiEndpoint):
