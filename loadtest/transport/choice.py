@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from loadtest.transport.base import Connect, Connection, Target
-from loadtest.transport.stamps import ClockMap, hold_on
+from loadtest.transport.stamps import ClockMap, stay_on
 from loadtest.transport.tls import Tls
 
 
@@ -16,6 +16,8 @@ def connecting(name: str, tls: Tls, kernel_stamps: bool = True) -> Connect:
     """
     context = cache(tls.context)
     clock_map = ClockMap() if kernel_stamps else None
+    if kernel_stamps:
+        stay_on()
     if name == "httpx":
         from loadtest.transport.httpx_client import HttpxConnection
 
@@ -26,9 +28,7 @@ def connecting(name: str, tls: Tls, kernel_stamps: bool = True) -> Connect:
         return lambda target: HubConnection(target)
     from loadtest.transport.gevent_socket import GeventConnection
 
-    held = hold_on() if kernel_stamps else None
-
-    def gevent(target: Target, _held: object = held) -> Connection:
+    def gevent(target: Target) -> Connection:
         return GeventConnection(target, context() if target.tls else None, clock_map=clock_map)
 
     return gevent

@@ -16,6 +16,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 SO_TIMESTAMPING = 37  # asm-generic/socket.h; both the option and the type of the control message
@@ -40,13 +41,14 @@ def enable(connection: Any) -> bool:
     return True
 
 
-def hold_on() -> socket.socket:
-    """A socket with stamps, to be kept open for a run: the kernel begins to stamp a moment after the first one asks,
-    and stops when the last one is closed.
+@cache
+def stay_on() -> None:
+    """Keep a socket with stamps open for as long as the process lives: the kernel begins to stamp a moment after the
+    first one asks, and stops when the last one is closed.
     """
     held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     enable(held)
-    return held
+    held.detach()
 
 
 def realtime_ns(ancillary: Ancillary) -> int | None:

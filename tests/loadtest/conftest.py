@@ -28,11 +28,10 @@ SERVER = Path(__file__).parents[1] / "schedule_server.py"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def stamping() -> Iterator[None]:
+def stamping() -> None:
     """The kernel has begun to stamp arrivals, as it has in a run."""
-    with stamps.hold_on():
-        time.sleep(0.3)
-        yield
+    stamps.stay_on()
+    time.sleep(0.3)
 
 
 class Scheduled(TgiEndpoint):
