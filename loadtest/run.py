@@ -143,14 +143,10 @@ def measure_free(options: Options, recorder: Recorder) -> None:
         with Progress(options.run_time_s) as progress:
             monitor.start()
             with spawned(load, options.users, drain_s=options.timeouts.total_s) as users:
-                begun = now = time.monotonic()
-                while now < begun + options.run_time_s:
-                    gevent.sleep(min(POLL_S, options.run_time_s))
+                for _ in _until_over(options.run_time_s, progress):
                     assert users.environment.runner is not None
                     running = users.environment.runner.user_count
                     progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
-                    progress.advance(time.monotonic() - now)
-                    now = time.monotonic()
                 progress.now(f"{cell.label}: the time is over, what runs may finish")
             recorder.client(None, options.users, options.input_tokens, options.new_tokens, monitor.stop())
 
@@ -165,13 +161,9 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
         with Progress(options.run_time_s) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
             dispatch.begin()
             monitor.start()
-            begun = now = time.monotonic()
-            while now < begun + options.run_time_s:
-                gevent.sleep(min(POLL_S, options.run_time_s))
+            for _ in _until_over(options.run_time_s, progress):
                 said = f"{recorder.complete} complete, {recorder.other} not, {dispatch.waiting_late} overdue"
                 progress.now(f"{cell.label}: {said}")
-                progress.advance(time.monotonic() - now)
-                now = time.monotonic()
             progress.now(f"{cell.label}: the time is over, what was due is still sent")
             unsent = 0 if dispatch.join(options.timeouts.total_s) else dispatch.waiting_late
         recorder.client(None, options.users, options.input_tokens, options.new_tokens, monitor.stop())
@@ -183,6 +175,16 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
             raise GaveUp(f"{unsent} scheduled requests were never sent: {busy}; raise -u or lower --rate")
         if dispatch.late:
             say(f"{dispatch.late} of {dispatch.taken} requests were late because {busy}: raise -u")
+
+
+def _until_over(run_time_s: float, progress: Progress) -> Iterator[None]:
+    """Now and then, until a free run's time is over; the bar moves on with it."""
+    begun = now = time.monotonic()
+    while now < begun + run_time_s:
+        gevent.sleep(min(POLL_S, run_time_s))
+        yield
+        progress.advance(time.monotonic() - now)
+        now = time.monotonic()
 
 
 def _load(found: Site, dispatch: Dispatch, options: Options, recorder: Recorder) -> Load:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from loadtest.transport.base import Connect, Connection, Target
 from loadtest.transport.stamps import ClockMap, stay_on
 from loadtest.transport.tls import Tls
@@ -14,14 +12,13 @@ def connecting(name: str, tls: Tls, kernel_stamps: bool = True) -> Connect:
 
     Raises: ModuleNotFoundError where the transport's library isn't installed; TlsError at the first target under TLS.
     """
-    context = cache(tls.context)
     clock_map = ClockMap() if kernel_stamps else None
     if kernel_stamps:
         stay_on()
     if name == "httpx":
         from loadtest.transport.httpx_client import HttpxConnection
 
-        return lambda target: HttpxConnection(target, context(), clock_map=clock_map)
+        return lambda target: HttpxConnection(target, tls.context(), clock_map=clock_map)
     if name == "huggingface_hub":
         from loadtest.transport.hub_client import HubConnection
 
@@ -29,7 +26,7 @@ def connecting(name: str, tls: Tls, kernel_stamps: bool = True) -> Connect:
     from loadtest.transport.gevent_socket import GeventConnection
 
     def gevent(target: Target) -> Connection:
-        return GeventConnection(target, context() if target.tls else None, clock_map=clock_map)
+        return GeventConnection(target, tls.context() if target.tls else None, clock_map=clock_map)
 
     return gevent
 
@@ -38,5 +35,4 @@ def controlling(name: str, tls: Tls) -> Connect:
     """How what isn't timed is asked: by httpx, through the proxies that the timed requests of a transport take."""
     from loadtest.transport.httpx_client import HttpxConnection
 
-    context = cache(tls.context)
-    return lambda target: HttpxConnection(target, context(), proxies=name == "httpx")
+    return lambda target: HttpxConnection(target, tls.context(), proxies=name == "httpx")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import httptools
 
+from loadtest.transport import waiting
 from loadtest.transport.base import (
     BodyCut,
     Clock,
@@ -21,7 +22,6 @@ from loadtest.transport.base import (
     Read,
     Seen,
     Target,
-    TimedOut,
     Timeouts,
     monotonic_ns,
 )
@@ -112,15 +112,13 @@ class GeventConnection:
         seen.clock = "kernel" if self._map is not None else "user"
         try:
             seen.started_ns = self._clock()
-            self._send(wire, head + request.body, timeouts)
+            waiting.send(wire, head + request.body, timeouts)
             seen.sent_ns = self._clock()
             while not seen.body_ended:
-                t_ns, by_kernel, data = self._receive(wire, seen, begun, timeouts)
+                t_ns, _, data = waiting.receive(wire, seen, begun, timeouts, self._clock)
                 if not data:
                     self._closed_by_server(response, seen)
                     break
-                if not by_kernel:
-                    seen.clock = "user"
                 read_id += 1
                 broken = self._parse(response, data)
                 if seen.headers_ns is None and response.headers_complete:
@@ -147,31 +145,6 @@ class GeventConnection:
         if request.body or request.method == "POST":
             lines.append(f"content-length: {len(request.body)}")
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-    def _send(self, wire: Wire, data: bytes, timeouts: Timeouts) -> None:
-        try:
-            wire.send(data, timeouts.total_s)
-        except TimeoutError as error:
-            raise TimedOut(f"the request could not be sent in {timeouts.total_s:g} s") from error
-        except OSError as error:
-            raise ConnectionBroken(f"the request could not be sent: {error.strerror or error}") from error
-
-    def _receive(self, wire: Wire, seen: Seen, begun: bool, timeouts: Timeouts) -> tuple[int, bool, bytes]:
-        """What has arrived, waiting for at least one byte: (instant, by the kernel, bytes). b"": closed."""
-        assert seen.started_ns is not None
-        wait_s = timeouts.gap_s if begun else timeouts.first_byte_s
-        left_s = timeouts.total_s - (self._clock() - seen.started_ns) / 1e9
-        if left_s <= 0:
-            raise TimedOut(f"not finished after {timeouts.total_s:g} s")
-        try:
-            return wire.receive(wait_s if wait_s < left_s else left_s, seen.started_ns)
-        except TimeoutError as error:
-            if left_s < wait_s:
-                raise TimedOut(f"not finished after {timeouts.total_s:g} s") from error
-            what = "nothing arrived for" if begun else "no answer came in"
-            raise TimedOut(f"{what} {wait_s:g} s") from error
-        except OSError as error:
-            raise ConnectionBroken(error.strerror or str(error)) from error
 
     def _parse(self, response: _Response, data: bytes) -> NotHttp | None:
         """Feed the parser; what came before a fault is kept, so the fault is returned, not raised."""

@@ -17,6 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
+from loadtest.transport import waiting
 from loadtest.transport.base import (
     BodyCut,
     Clock,
@@ -32,6 +33,7 @@ from loadtest.transport.base import (
     monotonic_ns,
 )
 from loadtest.transport.stamps import ClockMap
+from loadtest.transport.tls import untrusted
 from loadtest.transport.wire import TlsWire, Wire, dial
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line for every request, and locust would print it
@@ -68,39 +70,19 @@ class _Stream(httpcore.NetworkStream):
         seen, timeouts = self._exchange
         if seen.started_ns is None:
             seen.started_ns = self._clock()
-        try:
-            self._wire.send(buffer, timeouts.total_s)
-        except TimeoutError as error:
-            raise TimedOut(f"the request could not be sent in {timeouts.total_s:g} s") from error
-        except OSError as error:
-            raise ConnectionBroken(f"the request could not be sent: {error.strerror or error}") from error
+        waiting.send(self._wire, buffer, timeouts)
         seen.sent_ns = self._clock()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Waits as our timeouts say: httpx's read timeout is one number, and it has none for the whole."""
         assert self._exchange is not None
         seen, timeouts = self._exchange
-        assert seen.started_ns is not None
-        left_s = timeouts.total_s - (self._clock() - seen.started_ns) / 1e9
-        if left_s <= 0:
-            raise TimedOut(f"not finished after {timeouts.total_s:g} s")
-        wait_s = timeouts.gap_s if self.begun else timeouts.first_byte_s
-        try:
-            t_ns, by_kernel, data = self._wire.receive(min(wait_s, left_s), seen.started_ns)
-        except TimeoutError as error:
-            if left_s < wait_s:
-                raise TimedOut(f"not finished after {timeouts.total_s:g} s") from error
-            what = "nothing arrived for" if self.begun else "no answer came in"
-            raise TimedOut(f"{what} {wait_s:g} s") from error
-        except OSError as error:
-            raise ConnectionBroken(error.strerror or str(error)) from error
+        t_ns, _, data = waiting.receive(self._wire, seen, self.begun, timeouts, self._clock)
         if not data:
             self.ended_by_server = True
             return b""
         self.t_ns = t_ns
         self.read_id += 1
-        if not by_kernel:
-            seen.clock = "user"
         return data
 
     def start_tls(
@@ -120,10 +102,7 @@ class _Stream(httpcore.NetworkStream):
         except TimeoutError as error:
             raise TimedOut(f"no TLS with {server_hostname} in {timeouts.connect_s:g} s") from error
         except ssl.SSLCertVerificationError as error:
-            raise ConnectionBroken(
-                f"{server_hostname} isn't trusted: {error.verify_message}; name its authority with --cacert, "
-                "or say --insecure"
-            ) from error
+            raise ConnectionBroken(untrusted(server_hostname, error)) from error
         except OSError as error:
             raise ConnectionBroken(f"no TLS with {server_hostname}: {error.strerror or error}") from error
         assert seen.started_ns is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
@@ -19,15 +20,22 @@ class Tls:
     verify: bool = True
 
     def context(self) -> ssl.SSLContext:
-        """Raises: TlsError."""
-        try:
-            made = ssl.create_default_context(cafile=None if self.ca_file is None else str(self.ca_file))
-        except (OSError, ssl.SSLError) as error:
-            raise TlsError(
-                f"{self.ca_file} holds no certificates that can be read ({error}): name a PEM file"
-            ) from error
-        if not self.verify:
-            made.check_hostname = False
-            made.verify_mode = ssl.CERT_NONE
-        made.set_alpn_protocols(["http/1.1"])
-        return made
+        """Made once in a process. Raises: TlsError."""
+        return _context(self)
+
+
+@cache
+def _context(tls: Tls) -> ssl.SSLContext:
+    try:
+        made = ssl.create_default_context(cafile=None if tls.ca_file is None else str(tls.ca_file))
+    except (OSError, ssl.SSLError) as error:
+        raise TlsError(f"{tls.ca_file} holds no certificates that can be read ({error}): name a PEM file") from error
+    if not tls.verify:
+        made.check_hostname = False
+        made.verify_mode = ssl.CERT_NONE
+    made.set_alpn_protocols(["http/1.1"])
+    return made
+
+
+def untrusted(where: str, error: ssl.SSLCertVerificationError) -> str:
+    return f"{where} isn't trusted: {error.verify_message}; name its authority with --cacert, or say --insecure"

@@ -21,6 +21,7 @@ from gevent import socket
 
 from loadtest.transport import stamps
 from loadtest.transport.base import Clock, ConnectionBroken, Target, TimedOut
+from loadtest.transport.tls import untrusted
 
 READ_BYTES = 65536
 MOST_AHEAD = 64  # reads that nobody has taken: then the kernel keeps the rest
@@ -265,9 +266,7 @@ def dial(
         except TimeoutError as error:
             raise TimedOut(f"no connection to {where} in {timeout_s:g} s") from error
         except ssl.SSLCertVerificationError as error:
-            raise ConnectionBroken(
-                f"{where} isn't trusted: {error.verify_message}; name its authority with --cacert, or say --insecure"
-            ) from error
+            raise ConnectionBroken(untrusted(where, error)) from error
         except ssl.SSLError as error:
             raise ConnectionBroken(f"no TLS with {where} ({error.reason}): is it https?") from error
         except (OSError, UnicodeError) as error:

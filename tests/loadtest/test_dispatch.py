@@ -11,41 +11,7 @@ import pytest
 
 from loadtest import dispatch
 from loadtest.dispatch import ClosedLoop, Waves, drained, ids
-from loadtest.plan import Cell
-from loadtest.prompts import Prompts
-from loadtest.sample import Got, Sample
-from loadtest.verdict import Verdict
-
-CELL = Cell("T", 4, 3, 8, 4)
-
-
-def prompts() -> Prompts:
-    return Prompts(dict.fromkeys("abcdef", 1), around=0, seed=1)
-
-
-def sample(status: int | None = 200, ended_ns: int = 50) -> Sample:
-    return Sample(
-        run="r",
-        id="i",
-        process=0,
-        user=0,
-        cell=CELL,
-        phase="steady",
-        got=Got(8, 4, "server"),
-        scheduled_ns=0,
-        connect_ns=None,
-        started_ns=1,
-        sent_ns=2,
-        headers_ns=3,
-        events=(),
-        first_text_ns=None,
-        ended_ns=ended_ns,
-        clock="user",
-        transport="gevent",
-        verdict=Verdict.COMPLETE if status == 200 else Verdict.CONNECTION,
-        detail=None,
-        status=status,
-    )
+from tests.loadtest.orders import CELL, prompts, sample
 
 
 def test_a_wave_waits_for_its_users_is_released_at_one_instant_and_ends_with_its_last_sample():

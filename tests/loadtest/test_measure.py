@@ -15,6 +15,7 @@ import pytest
 from loadtest.endpoints.tgi import TgiEndpoint
 from loadtest.measure import Order, measure
 from loadtest.plan import Cell
+from loadtest.sample import Sample
 from loadtest.transport.base import (
     BodyCut,
     ConnectionBroken,
@@ -29,6 +30,7 @@ from loadtest.transport.base import (
 from loadtest.transport.gevent_socket import GeventConnection
 from loadtest.verdict import Verdict
 from tests.loadtest.conftest import Truth
+from tests.loadtest.faults import FAULTS
 
 SHORT = Timeouts(connect_s=5, first_byte_s=0.4, gap_s=0.4, total_s=5)
 
@@ -67,23 +69,7 @@ def test_one_connection_serves_all_requests_of_a_user(truth: Truth):
     assert [sample.connect_ns for sample in samples] == [None] * 5
 
 
-@pytest.mark.parametrize(
-    ("fault", "verdict", "events", "detail"),
-    [
-        ("truncate", Verdict.TRUNCATED, 3, "3 of 8 tokens"),
-        ("truncate_clean", Verdict.TRUNCATED, 3, "3 of 8 tokens"),
-        ("stall", Verdict.TIMEOUT, 3, "nothing arrived for 0.4 s"),
-        ("reset", Verdict.CONNECTION, 3, "Connection reset by peer"),
-        ("garble", Verdict.ERROR_IN_STREAM, 8, "not JSON"),
-        ("garble_http", Verdict.ERROR_IN_STREAM, 3, "not HTTP/1.1"),
-        ("error_event", Verdict.ERROR_IN_STREAM, 3, "generation: Request failed during generation"),
-        ("stop_early", Verdict.STOPPED_EARLY, 3, "3 of 8 tokens although EOS was suppressed"),
-        ("http_500", Verdict.HTTP_ERROR, 0, "HTTP 500: Incomplete generation"),
-        ("overloaded", Verdict.OVERLOADED, 0, "HTTP 429: Model is overloaded"),
-        ("empty", Verdict.TRUNCATED, 0, "0 of 8 tokens"),
-        ("close_before_headers", Verdict.CONNECTION, 0, "before the response's headers"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "verdict", "events", "detail"), FAULTS)
 def test_each_fault_has_its_verdict_and_keeps_what_came_before(
     truth: Truth, fault: str, verdict: Verdict, events: int, detail: str
 ):
@@ -135,10 +121,17 @@ def test_an_event_without_a_token_is_no_first_token(truth: Truth):
     assert sample.events[0][0] >= first_token_sent
 
 
-def test_nobody_listening_is_a_connection_verdict_with_the_reason(truth: Truth):
-    connection = GeventConnection(Target("127.0.0.1", 1))
+def measured(target: Target) -> Sample:
+    """One request for eight tokens on a connection of its own."""
+    connection = GeventConnection(target)
     order = Order("x", Cell(None, None, 1, 4, 8), "steady", "a", 0)
     sample = measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, timeouts=SHORT)
+    connection.close()
+    return sample
+
+
+def test_nobody_listening_is_a_connection_verdict_with_the_reason(truth: Truth):
+    sample = measured(Target("127.0.0.1", 1))
     assert (sample.verdict, sample.status, sample.started_ns) == (Verdict.CONNECTION, None, None)
     assert sample.detail == "no connection to 127.0.0.1:1: Connection refused"
 
@@ -237,10 +230,7 @@ def test_a_200_that_is_no_readable_stream_says_what_it_is(raw_server: Any, heade
     body = b'{"error":"boom"}'
     reply = b"HTTP/1.1 200 OK\r\n" + headers + b"\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     with raw_server(reply) as target:
-        connection = GeventConnection(target)
-        order = Order("x", Cell(None, None, 1, 4, 8), "steady", "a", 0)
-        sample = measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, timeouts=SHORT)
-        connection.close()
+        sample = measured(target)
     assert sample.verdict is Verdict.ERROR_IN_STREAM
     assert sample.detail is not None
     assert detail in sample.detail
@@ -262,10 +252,7 @@ def test_a_redirect_is_not_followed_and_says_where_to_measure_instead(raw_server
         b"HTTP/1.1 307 Temporary Redirect\r\nlocation: https://elsewhere/generate_stream\r\ncontent-length: 0\r\n\r\n"
     )
     with raw_server(reply) as target:
-        connection = GeventConnection(target)
-        order = Order("x", Cell(None, None, 1, 4, 8), "steady", "a", 0)
-        sample = measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, timeouts=SHORT)
-        connection.close()
+        sample = measured(target)
     assert sample.verdict is Verdict.HTTP_ERROR
     assert sample.detail == ("HTTP 307: redirects to 'https://elsewhere/generate_stream': measure that URL itself")
 

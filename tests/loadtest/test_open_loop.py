@@ -22,42 +22,9 @@ from hypothesis import strategies as st
 from loadtest.dispatch import ids
 from loadtest.measure import Order
 from loadtest.open_loop import OpenLoop
-from loadtest.plan import Cell
-from loadtest.prompts import Prompts
-from loadtest.sample import Got, Sample
-from loadtest.verdict import Verdict
+from tests.loadtest.orders import CELL, prompts, sample
 
-CELL = Cell("T", 4, 3, 8, 4)
 MS = 1_000_000
-
-
-def prompts() -> Prompts:
-    return Prompts(dict.fromkeys("abcdef", 1), around=0, seed=1)
-
-
-def sample(status: int | None = 200, ended_ns: int = 50) -> Sample:
-    return Sample(
-        run="r",
-        id="i",
-        process=0,
-        user=0,
-        cell=CELL,
-        phase="steady",
-        got=Got(8, 4, "server"),
-        scheduled_ns=0,
-        connect_ns=None,
-        started_ns=1,
-        sent_ns=2,
-        headers_ns=3,
-        events=(),
-        first_text_ns=None,
-        ended_ns=ended_ns,
-        clock="user",
-        transport="gevent",
-        verdict=Verdict.COMPLETE if status == 200 else Verdict.CONNECTION,
-        detail=None,
-        status=status,
-    )
 
 
 class SimulatedTime:

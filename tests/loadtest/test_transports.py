@@ -48,6 +48,7 @@ from loadtest.transport.stamps import ClockMap
 from loadtest.transport.tls import Tls
 from loadtest.verdict import Verdict
 from tests.loadtest.conftest import Scheduled, Truth
+from tests.loadtest.faults import FAULTS
 
 SHORT = Timeouts(connect_s=5, first_byte_s=0.4, gap_s=0.4, total_s=5)
 OURS = ("gevent", "httpx")  # over our own wire
@@ -150,18 +151,7 @@ def test_what_an_endpoint_is_asked_before_is_answered(truth: Truth, transport: s
 
 
 CASES = [
-    ("truncate", Verdict.TRUNCATED, 3, "3 of 8 tokens"),
-    ("truncate_clean", Verdict.TRUNCATED, 3, "3 of 8 tokens"),
-    ("stall", Verdict.TIMEOUT, 3, "nothing arrived for 0.4 s"),
-    ("reset", Verdict.CONNECTION, 3, "Connection reset by peer"),
-    ("garble", Verdict.ERROR_IN_STREAM, 8, "not JSON"),
-    ("garble_http", Verdict.ERROR_IN_STREAM, 3, "not HTTP/1.1"),
-    ("error_event", Verdict.ERROR_IN_STREAM, 3, "generation: Request failed during generation"),
-    ("stop_early", Verdict.STOPPED_EARLY, 3, "3 of 8 tokens although EOS was suppressed"),
-    ("http_500", Verdict.HTTP_ERROR, 0, "HTTP 500: Incomplete generation"),
-    ("overloaded", Verdict.OVERLOADED, 0, "HTTP 429: Model is overloaded"),
-    ("empty", Verdict.TRUNCATED, 0, "0 of 8 tokens"),
-    ("close_before_headers", Verdict.CONNECTION, 0, "before the response's headers"),
+    *FAULTS,
     ("coalesce", Verdict.COMPLETE, 8, None),
     ("split", Verdict.COMPLETE, 8, None),
     ("role_first", Verdict.COMPLETE, 8, None),
