@@ -7,7 +7,6 @@ logged straight into its statistics' entries, not as requests, so `Aggregated` c
 from __future__ import annotations
 
 import gc
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,9 +29,7 @@ class NotComplete(Exception):
 
 def three_digits(milliseconds: float) -> float:
     """Locust's histogram keys with three significant digits: its own two would store a gap of 3.46 ms as 3."""
-    if milliseconds <= 0:
-        return 0
-    return round(milliseconds, 2 - math.floor(math.log10(milliseconds)))
+    return float(f"{milliseconds:.3g}")
 
 
 def log_all(entry: Any, milliseconds: Sequence[float]) -> None:

@@ -14,7 +14,7 @@ from gevent import GreenletExit
 from loadtest.endpoints.base import Endpoint, Reading
 from loadtest.plan import Cell
 from loadtest.sample import Event, Got, Sample
-from loadtest.sse import Parser, ServerSentEvent, SseError
+from loadtest.sse import Parser, SseError
 from loadtest.transport.base import (
     BodyCut,
     Clock,
@@ -29,6 +29,7 @@ from loadtest.transport.base import (
 from loadtest.verdict import Outcome, judge
 
 LONGEST_ERROR_BODY = 65536  # bytes kept of a body whose status is not 200
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what an event can do to its reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,11 @@ def measure(
                 error_body += read.data[: LONGEST_ERROR_BODY - len(error_body)]
                 continue
             for event in parser.feed(read.data):
-                _take(tally, _reading(endpoint, event), read.t_ns, read.read_id)
+                try:
+                    reading = endpoint.read(event)
+                except UNREADABLE as error:  # a stranger's bytes may be anything, and cost no more than this request
+                    reading = Reading(error=f"an event can't be read: {error!r}")
+                _take(tally, reading, read.t_ns, read.read_id)
     except TimedOut as error:
         timed_out = str(error)
     except (NotHttp, SseError) as error:
@@ -156,14 +161,6 @@ def not_a_stream(seen: Seen, endpoint: Endpoint) -> str | None:
     if coding is not None:
         return f"the answer is compressed ({coding})"
     return None if kind.lower().startswith(endpoint.media_type) else f"the answer is {kind}"
-
-
-def _reading(endpoint: Endpoint, event: ServerSentEvent) -> Reading:
-    """What an event says; a stranger's bytes may be anything, and must cost no more than their own request."""
-    try:
-        return endpoint.read(event)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        return Reading(error=f"an event can't be read: {error!r}")
 
 
 def _take(tally: Tally, reading: Reading, t_ns: int, read_id: int) -> None:

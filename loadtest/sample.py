@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from loadtest.plan import Cell
 from loadtest.verdict import Verdict
@@ -65,9 +68,12 @@ class Sample:
 
     def to_json(self) -> str:
         """One line of samples.jsonl, without the newline; ASCII, whatever a server wrote into its messages."""
-        raw = {each.name: getattr(self, each.name) for each in fields(self)}
-        raw["cell"], raw["got"] = asdict(self.cell), asdict(self.got)
-        return json.dumps({"schema": SCHEMA, **raw}, separators=(",", ":"), allow_nan=False)
+        raw = {"schema": SCHEMA, **{each.name: getattr(self, each.name) for each in fields(self)}}
+        with suppress(TypeError):  # half a surrogate pair, or an integer of more than 64 bits
+            line = orjson.dumps(raw)  # at a fifth of what json costs
+            if line.isascii():
+                return line.decode()
+        return json.dumps(raw, default=asdict, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Sample:

@@ -50,7 +50,7 @@ class TgiEndpoint:
             return Reading(error=f"an event carries no token: {excerpt(event.data)}")
         text = "" if token.get("special") else str(token.get("text", ""))
         if said.get("generated_text") is None:
-            return Reading(tokens=1, text=text)
+            return Reading(1, text)  # by name would cost as much again as the JSON
         details = said.get("details")
         if not isinstance(details, dict):
             details = {}

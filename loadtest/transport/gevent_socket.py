@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from itertools import cycle
 
 import httptools
 
@@ -23,51 +24,107 @@ from loadtest.transport.base import (
     Seen,
     Target,
     Timeouts,
+    TransportError,
     monotonic_ns,
 )
+from loadtest.transport.dial import dial
 from loadtest.transport.stamps import ClockMap
-from loadtest.transport.wire import Wire, dial
+from loadtest.transport.wire import Wire
+
+# Reads of a stream before its greenlet looks at them: they are stamped, and to switch costs more than to read.
+READS_AT_ONCE = 8
+FIRST_LOOKS = cycle(range(1, READS_AT_ONCE + 1))  # so that streams that began together aren't looked at together
+BYTES_AT_ONCE = 8192  # so that the look takes well below a millisecond
 
 
 class _Response:
-    """httptools' callbacks: headers into `seen`, body bytes into `body`."""
+    """One answer as it comes in: headers into `seen`, the body's bytes into `reads`. Runs in the loop."""
 
     def __init__(self, seen: Seen) -> None:
         self.seen = seen
-        self.body: list[bytes] = []
-        self.headers_complete = False
-        self.informational = False  # inside a 1xx reply, which only announces the real one
+        self.reads: list[Read] = []  # that nobody has taken yet
+        self.begun = False  # a byte of the body has come
+        self.fault: TransportError | None = None  # nothing comes after it
         self.keeps_alive = False
-        self.parser = httptools.HttpResponseParser(self)
+        self._body: list[bytes] = []  # of the present read
+        self.on_body = self._body.append  # the parser's callback; a method of ours would cost a frame for every token
+        self._parser = httptools.HttpResponseParser(self)
+        self._read_id = 0
+        self._held_bytes = 0  # in `reads`
+        self._at_once = next(FIRST_LOOKS)
+        self._headers_complete = False
+        self._informational = False  # inside a 1xx reply, which only announces the real one
+
+    def consume(self, t_ns: int, by_kernel: bool, data: bytes) -> bool:
+        """Frame what one read brought. What came before a fault is kept. Whether it is time to look at `reads`."""
+        if not data:
+            self._closed()
+            return True
+        if not by_kernel:
+            self.seen.clock = "user"
+        self._read_id += 1
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if self.seen.body_ended:  # rubbish behind a whole response: the next exchange gets a fresh connection
+                self.keeps_alive = False
+            else:
+                self.fault = NotHttp(f"not HTTP/1.1: {error}")
+        if self._headers_complete and self.seen.headers_ns is None:
+            self.seen.headers_ns = t_ns
+        first = False
+        if self._body:
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._body.clear()
+            self.reads.append(Read(t_ns, self._read_id, body))
+            self._held_bytes += len(body)
+            first, self.begun = not self.begun, True
+        return (
+            first
+            or self.seen.body_ended
+            or self.fault is not None
+            or len(self.reads) >= self._at_once
+            or self._held_bytes >= BYTES_AT_ONCE
+        )
+
+    def taken(self) -> list[Read]:
+        if len(self.reads) >= self._at_once:
+            self._at_once = READS_AT_ONCE
+        reads, self.reads, self._held_bytes = self.reads, [], 0
+        return reads
+
+    def forget(self) -> None:
+        """The parser holds us, and a fault where it was raised: cycles, which only a collection finds."""
+        del self._parser
+        self.fault = None
+
+    def _closed(self) -> None:
+        """By the server."""
+        headers = self.seen.headers
+        if not self._headers_complete:
+            self.fault = ConnectionBroken("the connection closed before the response's headers")
+        elif "content-length" in headers or "chunked" in headers.get("transfer-encoding", "").lower():
+            self.fault = BodyCut("the connection closed inside the body")
+        else:
+            self.seen.body_ended = True  # it has no framing of its own: the close is its end
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.seen.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        status = self.parser.get_status_code()
-        self.informational = 100 <= status < 200
-        if self.informational:
+        status = self._parser.get_status_code()
+        self._informational = 100 <= status < 200
+        if self._informational:
             self.seen.headers.clear()
             return
-        self.headers_complete = True
+        self._headers_complete = True
         self.seen.status = status
 
-    def on_body(self, data: bytes) -> None:
-        self.body.append(data)
-
     def on_message_complete(self) -> None:
-        if self.informational:
+        if self._informational:
             return
         self.seen.body_ended = True
-        self.keeps_alive = self.parser.should_keep_alive()  # only here: llhttp forgets with the message
-
-    @property
-    def ends_with_connection(self) -> bool:
-        """The body has no framing of its own: the server's close is its end."""
-        framed = (
-            "content-length" in self.seen.headers or "chunked" in self.seen.headers.get("transfer-encoding", "").lower()
-        )
-        return self.headers_complete and not framed
+        self.keeps_alive = self._parser.should_keep_alive()  # only here: llhttp forgets with the message
 
 
 class GeventConnection:
@@ -108,30 +165,26 @@ class GeventConnection:
         wire = self._wire
         assert wire is not None
         response = _Response(seen)
-        read_id, begun = 0, False
         seen.clock = "kernel" if self._map is not None else "user"
+        ended: BaseException | None = None
         try:
             seen.started_ns = self._clock()
+            wire.expect(seen.started_ns, response.consume)
             waiting.send(wire, head + request.body, timeouts)
             seen.sent_ns = self._clock()
-            while not seen.body_ended:
-                t_ns, _, data = waiting.receive(wire, seen, begun, timeouts, self._clock)
-                if not data:
-                    self._closed_by_server(response, seen)
-                    break
-                read_id += 1
-                broken = self._parse(response, data)
-                if seen.headers_ns is None and response.headers_complete:
-                    seen.headers_ns = t_ns
-                if response.body:
-                    body = response.body[0] if len(response.body) == 1 else b"".join(response.body)
-                    response.body.clear()
-                    begun = True
-                    yield Read(t_ns, read_id, body)
-                if broken is not None:
-                    raise broken
+            while ended is None and not seen.body_ended:
+                try:
+                    waiting.wait(wire, seen, response.begun, timeouts)
+                    ended = response.fault
+                except BaseException as error:  # ours too: what was read before it is still to be had
+                    ended = error
+                yield from response.taken()
+            if ended is not None:
+                raise ended
         finally:
-            del response.parser  # it holds the response: garbage that only a collection would find
+            ended = None
+            wire.expect(0)
+            response.forget()
             # An exchange that was left early leaves bytes on the wire: the next one needs a fresh connection.
             if not response.keeps_alive:
                 self.close()
@@ -145,22 +198,3 @@ class GeventConnection:
         if request.body or request.method == "POST":
             lines.append(f"content-length: {len(request.body)}")
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-    def _parse(self, response: _Response, data: bytes) -> NotHttp | None:
-        """Feed the parser; what came before a fault is kept, so the fault is returned, not raised."""
-        try:
-            response.parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if response.seen.body_ended:  # rubbish behind a whole response: the next exchange gets a fresh connection
-                response.keeps_alive = False
-            else:
-                return NotHttp(f"not HTTP/1.1: {error}")
-        return None
-
-    def _closed_by_server(self, response: _Response, seen: Seen) -> None:
-        if response.ends_with_connection:
-            seen.body_ended = True
-        elif response.headers_complete:
-            raise BodyCut("the connection closed inside the body")
-        else:
-            raise ConnectionBroken("the connection closed before the response's headers")

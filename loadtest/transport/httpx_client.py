@@ -32,9 +32,11 @@ from loadtest.transport.base import (
     TransportError,
     monotonic_ns,
 )
+from loadtest.transport.dial import dial
 from loadtest.transport.stamps import ClockMap
 from loadtest.transport.tls import untrusted
-from loadtest.transport.wire import TlsWire, Wire, dial
+from loadtest.transport.tls_wire import TlsWire
+from loadtest.transport.wire import Wire
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line for every request, and locust would print it
 
@@ -70,6 +72,7 @@ class _Stream(httpcore.NetworkStream):
         seen, timeouts = self._exchange
         if seen.started_ns is None:
             seen.started_ns = self._clock()
+            self._wire.expect(seen.started_ns)
         waiting.send(self._wire, buffer, timeouts)
         seen.sent_ns = self._clock()
 
@@ -77,10 +80,12 @@ class _Stream(httpcore.NetworkStream):
         """Waits as our timeouts say: httpx's read timeout is one number, and it has none for the whole."""
         assert self._exchange is not None
         seen, timeouts = self._exchange
-        t_ns, _, data = waiting.receive(self._wire, seen, self.begun, timeouts, self._clock)
+        t_ns, by_kernel, data = waiting.take(self._wire, seen, self.begun, timeouts)
         if not data:
             self.ended_by_server = True
             return b""
+        if not by_kernel:
+            seen.clock = "user"
         self.t_ns = t_ns
         self.read_id += 1
         return data
@@ -98,7 +103,10 @@ class _Stream(httpcore.NetworkStream):
         if isinstance(self._wire, TlsWire):
             raise ConnectionBroken("TLS inside a proxy's TLS isn't done here: name the proxy as http://")
         try:
-            self._wire = self._wire.under_tls(ssl_context, server_hostname, timeouts.connect_s)
+            wire = self._wire
+            self._wire = TlsWire(
+                wire.release(), wire.clock, wire.clock_map, ssl_context, server_hostname, timeouts.connect_s
+            )
         except TimeoutError as error:
             raise TimedOut(f"no TLS with {server_hostname} in {timeouts.connect_s:g} s") from error
         except ssl.SSLCertVerificationError as error:

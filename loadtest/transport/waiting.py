@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtest.transport.base import Clock, ConnectionBroken, Seen, TimedOut, Timeouts
+from loadtest.transport.base import ConnectionBroken, Seen, TimedOut, Timeouts
 from loadtest.transport.wire import Arrived, Wire
 
 
@@ -16,25 +16,30 @@ def send(wire: Wire, data: bytes, timeouts: Timeouts) -> None:
         raise ConnectionBroken(f"the request could not be sent: {error.strerror or error}") from error
 
 
-def receive(wire: Wire, seen: Seen, begun: bool, timeouts: Timeouts, clock: Clock) -> Arrived:
-    """What has arrived, waiting for at least one byte. begun: the body has. A user-land stamp is entered in `seen`.
+def wait(wire: Wire, seen: Seen, begun: bool, timeouts: Timeouts) -> None:
+    """Until the wire's consumer has enough. begun: the body has.
 
     Raises: TimedOut, ConnectionBroken.
     """
     assert seen.started_ns is not None
-    wait_s = timeouts.gap_s if begun else timeouts.first_byte_s
-    left_s = timeouts.total_s - (clock() - seen.started_ns) / 1e9
-    if left_s <= 0:
-        raise TimedOut(f"not finished after {timeouts.total_s:g} s")
+    idle_s = timeouts.gap_s if begun else timeouts.first_byte_s
+    until_ns = seen.started_ns + int(timeouts.total_s * 1e9)
     try:
-        arrived = wire.receive(wait_s if wait_s < left_s else left_s, seen.started_ns)
+        wire.wait(idle_s, until_ns)
     except TimeoutError as error:
-        if left_s < wait_s:
+        if wire.clock() >= until_ns:
             raise TimedOut(f"not finished after {timeouts.total_s:g} s") from error
         what = "nothing arrived for" if begun else "no answer came in"
-        raise TimedOut(f"{what} {wait_s:g} s") from error
+        raise TimedOut(f"{what} {idle_s:g} s") from error
     except OSError as error:
         raise ConnectionBroken(error.strerror or str(error)) from error
-    if arrived[2] and not arrived[1]:
-        seen.clock = "user"
+
+
+def take(wire: Wire, seen: Seen, begun: bool, timeouts: Timeouts) -> Arrived:
+    """What has arrived on a wire that keeps it, waiting for at least one byte or the end.
+
+    Raises: TimedOut, ConnectionBroken.
+    """
+    while (arrived := wire.take()) is None:
+        wait(wire, seen, begun, timeouts)
     return arrived

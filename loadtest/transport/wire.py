@@ -1,49 +1,44 @@
-"""The bytes of one TCP connection with their arrivals, plain or under TLS: read, stamped, then decrypted.
+"""The bytes of one TCP connection with their arrivals: read and stamped where gevent's loop tells of them.
 
-gevent's loop tells us of readable bytes and we read them there and then, before any greenlet is woken: no timer, no
-watcher and no exception is spent on a read, and little has time to merge with what comes next. The greenlet that waits
-in `receive` is switched to directly.
-
-Under TLS the socket stays ours: an `ssl.SSLObject` between two memory buffers decrypts what was read and stamped, so a
-stamp is of the segment that completed a record, whatever library would have read it.
+No timer, no watcher, no exception and no greenlet is spent on a read: the loop calls us, we read there and then, so
+little has time to merge with what comes next, and hand what came to whoever was named to `expect` it. That one says
+when the greenlet in `wait` has something to do; it is switched to directly.
 """
 
 from __future__ import annotations
 
 import _socket  # the plain one: `socket` may be gevent's by now, and we do its waiting ourselves
-import ssl
 from collections import deque
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 from gevent import socket
 
-from loadtest.transport import stamps
-from loadtest.transport.base import Clock, ConnectionBroken, Target, TimedOut
-from loadtest.transport.tls import untrusted
+from loadtest.transport.base import Clock
+from loadtest.transport.stamps import CONTROL_BYTES, ClockMap, realtime_ns
 
 READ_BYTES = 65536
-MOST_AHEAD = 64  # reads that nobody has taken: then the kernel keeps the rest
 READABLE, WRITABLE = 1, 2
 
 Arrived = tuple[int, bool, bytes]  # instant, by the kernel, bytes; no bytes: closed
+Consumer = Callable[[int, bool, bytes], bool]  # runs in the loop; whether `wait` has waited long enough
 
 
 class Wire:
     """An open connection. Instants are the kernel's where it gives them, else read right after the read returns."""
 
-    def __init__(
-        self, connection: socket.socket | _socket.socket, clock: Clock, clock_map: stamps.ClockMap | None
-    ) -> None:
+    def __init__(self, connection: socket.socket | _socket.socket, clock: Clock, clock_map: ClockMap | None) -> None:
         """Takes the socket over; `connection` is closed for its owner."""
-        self._clock = clock
-        self._map = clock_map
+        self.clock, self.clock_map = clock, clock_map
         self._not_before_ns = 0
-        self._arrived: deque[Arrived | OSError] = deque()
-        self._reader: Any = None  # the greenlet that waits in `receive`
+        self._consumer: Consumer | None = None
+        self._kept: deque[Arrived] = deque()
+        self._error: OSError | None = None
+        self._due = False  # the consumer has said so, and nobody waited
+        self._reader: Any = None  # the greenlet that waits
         self._hub = gevent.get_hub()
-        self._deadline_ns = 0
+        self._idle_ns = self._until_ns = self._last_ns = 0  # bounds of the wait, and when bytes last came
         self._alarm_ns = 0  # when the timer fires; it is never set anew while it fires early enough
         self._timer = self._hub.loop.timer(0)
         self._socket = _socket.socket(fileno=connection.detach())
@@ -70,204 +65,115 @@ class Wire:
             if timeout is not None:
                 timeout.close()
 
-    def receive(self, timeout_s: float, not_before_ns: int) -> Arrived:
-        """What has arrived, waiting for at least one byte.
+    def expect(self, not_before_ns: int, consumer: Consumer | None = None) -> None:
+        """What arrives from here on goes to `consumer`, or is kept for `take`. Stamps before `not_before_ns` can't be
+        true.
+        """
+        self._not_before_ns = not_before_ns
+        self._consumer = consumer
+        self._due = False
+
+    def wait(self, idle_s: float, until_ns: int) -> None:
+        """Until the consumer has enough; meanwhile bytes must come every `idle_s`, and the clock stay below `until_ns`.
 
         Raises: OSError, TimeoutError.
         """
-        self._not_before_ns = not_before_ns
-        if not self._arrived:
-            self._deadline_ns = self._clock() + int(timeout_s * 1e9)
-            if not self._timer.active or self._alarm_ns > self._deadline_ns:
-                self._alarm(timeout_s)
+        if not self._due:
+            if self._error is not None:
+                raise self._error
+            now_ns = self.clock()
+            self._idle_ns, self._until_ns, self._last_ns = int(idle_s * 1e9), until_ns, now_ns
+            deadline_ns = min(now_ns + self._idle_ns, until_ns)
+            if not self._timer.active or self._alarm_ns > deadline_ns:
+                self._alarm(deadline_ns, now_ns)
+            if not self._io.active:
+                self._io.start(self._readable)
             self._reader = gevent.getcurrent()
             try:
                 self._hub.switch()
             finally:
                 self._reader = None
-        arrived = self._arrived.popleft()
-        if len(self._arrived) == MOST_AHEAD - 1:
-            self._io.start(self._readable)
-        if isinstance(arrived, OSError):
-            raise arrived
-        return arrived
+        self._due = False
+        if self._error is not None and not self._kept:
+            raise self._error
+
+    def take(self) -> Arrived | None:
+        """What came first of what was kept; None where there is nothing: `wait`."""
+        if not self._kept:
+            self._due = False
+            return None
+        return self._kept.popleft()
 
     def is_stale(self) -> bool:
         """An idle connection has nothing to read: what is readable is its end, or rubbish."""
-        if self._arrived:
-            return True
-        try:
-            self._socket.recv(1, _socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        while not self._kept and self._error is None:
+            if self._read() is None:
+                return False
         return True
 
-    def under_tls(self, context: ssl.SSLContext, host: str, timeout_s: float) -> TlsWire:
-        """The same connection from here on under TLS, as behind a proxy's CONNECT. Takes it over.
-
-        Raises: OSError, TimeoutError.
-        """
-        self._unwatch()
-        return TlsWire(self._socket, self._clock, self._map, context, host, timeout_s)
-
-    def close(self) -> None:
-        self._unwatch()
-        self._socket.close()
-
-    def _unwatch(self) -> None:
+    def release(self) -> _socket.socket:
+        """The socket, which is the caller's from here on."""
         for watcher in (self._io, self._timer):
             watcher.stop()
             watcher.close()
+        return self._socket
+
+    def close(self) -> None:
+        self.release().close()
+
+    def _arrive(self, t_ns: int, by_kernel: bool, data: bytes) -> bool:
+        """Whether the consumer has enough."""
+        if self._consumer is not None:
+            return self._consumer(t_ns, by_kernel, data)
+        self._kept.append((t_ns, by_kernel, data))
+        return True
 
     def _readable(self) -> None:
         """Runs in the loop, whenever bytes or the end have come."""
-        try:
-            if self._map is None:
-                data = self._socket.recv(READ_BYTES)
-                now_ns, arrived_ns = self._clock(), None
-            else:
-                data, ancillary, _, _ = self._socket.recvmsg(READ_BYTES, stamps.CONTROL_BYTES)
-                now_ns, stamp_ns = self._clock(), stamps.realtime_ns(ancillary)
-                arrived_ns = None if stamp_ns is None else self._map.arrival_ns(stamp_ns, self._not_before_ns, now_ns)
-        except BlockingIOError:
+        if not self._read():
             return
-        except OSError as error:
-            self._io.stop()
-            self._arrived.append(error)
+        if self._reader is None:
+            self._due = True
+            self._io.stop()  # the kernel keeps the rest until somebody waits
         else:
-            self._arrived.append((now_ns, False, data) if arrived_ns is None else (arrived_ns, True, data))
-            if not data or len(self._arrived) >= MOST_AHEAD:
-                self._io.stop()
-        if self._reader is not None:
             self._reader.switch()
 
-    def _alarm(self, after_s: float) -> None:
+    def _read(self) -> bool | None:
+        """Whether the consumer has enough; None where there was nothing to read."""
+        try:
+            if self.clock_map is None:
+                data = self._socket.recv(READ_BYTES)
+                self._last_ns = now_ns = self.clock()
+                stamp_ns = None
+            else:
+                data, ancillary, _, _ = self._socket.recvmsg(READ_BYTES, CONTROL_BYTES)
+                self._last_ns = now_ns = self.clock()
+                stamp_ns = realtime_ns(ancillary)
+                if stamp_ns is not None:
+                    stamp_ns = self.clock_map.arrival_ns(stamp_ns, self._not_before_ns, now_ns)
+            if not data:
+                self._io.stop()
+            return self._arrive(now_ns if stamp_ns is None else stamp_ns, stamp_ns is not None, data)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            self._io.stop()
+            self._error = error
+            return True
+
+    def _alarm(self, at_ns: int, now_ns: int) -> None:
         self._timer.stop()
         self._timer.close()
-        self._alarm_ns = self._clock() + int(after_s * 1e9)
-        self._timer = self._hub.loop.timer(max(after_s, 0.0))
+        self._alarm_ns = at_ns
+        self._timer = self._hub.loop.timer(max(at_ns - now_ns, 0) / 1e9)
         self._timer.start(self._expired)
 
     def _expired(self) -> None:
         """Runs in the loop. The deadline may have moved on with every read since the timer was set."""
         if self._reader is None:
             return
-        left_s = (self._deadline_ns - self._clock()) / 1e9
-        if left_s > 0:
-            self._alarm(left_s)
+        now_ns, deadline_ns = self.clock(), min(self._last_ns + self._idle_ns, self._until_ns)
+        if now_ns < deadline_ns:
+            self._alarm(deadline_ns, now_ns)
         else:
             self._reader.throw(TimeoutError())
-
-
-class TlsWire(Wire):
-    """The same under TLS. The handshake is part of opening the connection, before any clock starts."""
-
-    def __init__(
-        self,
-        connection: socket.socket | _socket.socket,
-        clock: Clock,
-        clock_map: stamps.ClockMap | None,
-        context: ssl.SSLContext,
-        host: str,
-        timeout_s: float,
-    ) -> None:
-        """Raises: OSError (ssl.SSLError, where the certificate isn't trusted, among them), TimeoutError."""
-        super().__init__(connection, clock, clock_map)
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self._ended = False  # by the server, as TLS says it
-        try:
-            self._shake_hands(timeout_s)
-        except BaseException:
-            self.close()
-            raise
-
-    def send(self, data: bytes, timeout_s: float) -> None:
-        self._tls.write(data)
-        self._flush(timeout_s)
-
-    def receive(self, timeout_s: float, not_before_ns: int) -> Arrived:
-        while True:
-            t_ns, by_kernel, data = super().receive(timeout_s, not_before_ns)
-            plain = self._decrypted(data)
-            if plain or self._ended:
-                return t_ns, by_kernel, plain
-
-    def is_stale(self) -> bool:
-        """As of a plain one; but session tickets may have come meanwhile, which are neither end nor rubbish."""
-        try:
-            while super().is_stale():
-                if not self._arrived:
-                    self._readable()
-                if self._decrypted(super().receive(0, 0)[2]) or self._ended:
-                    return True
-        except OSError:
-            return True
-        return self._ended
-
-    def _shake_hands(self, timeout_s: float) -> None:
-        while True:
-            try:
-                self._tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                self._flush(timeout_s)
-                data = super().receive(timeout_s, 0)[2]
-                if not data:
-                    raise ConnectionResetError("closed in the TLS handshake") from None
-                self._incoming.write(data)
-            except ssl.SSLError:
-                self._flush(timeout_s)  # the alert that says why
-                raise
-        self._flush(timeout_s)
-
-    def _decrypted(self, data: bytes) -> bytes:
-        """What records are whole now. Closed, with or without TLS's own word for it, is `_ended`."""
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
-        parts = []
-        try:
-            while part := self._tls.read(READ_BYTES):
-                parts.append(part)
-            self._ended = True
-        except ssl.SSLWantReadError:
-            pass
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            self._ended = True
-        return b"".join(parts)
-
-    def _flush(self, timeout_s: float) -> None:
-        if self._outgoing.pending:
-            super().send(self._outgoing.read(), timeout_s)
-
-
-def dial(
-    target: Target, timeout_s: float, clock: Clock, clock_map: stamps.ClockMap | None, context: ssl.SSLContext | None
-) -> Wire:
-    """Open a connection: name, TCP, TLS.
-
-    Raises: TimedOut, ConnectionBroken.
-    """
-    where = f"{target.host}:{target.port}"
-    with ExitStack() as undo:
-        try:
-            connection = socket.create_connection((target.host, target.port), timeout=timeout_s)
-            undo.callback(connection.close)  # does nothing once a wire has taken it over
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            stamped = clock_map if clock_map is not None and stamps.enable(connection) else None
-            if not target.tls:
-                return Wire(connection, clock, stamped)
-            assert context is not None, "a target under TLS comes with a context"
-            return TlsWire(connection, clock, stamped, context, target.host, timeout_s)
-        except TimeoutError as error:
-            raise TimedOut(f"no connection to {where} in {timeout_s:g} s") from error
-        except ssl.SSLCertVerificationError as error:
-            raise ConnectionBroken(untrusted(where, error)) from error
-        except ssl.SSLError as error:
-            raise ConnectionBroken(f"no TLS with {where} ({error.reason}): is it https?") from error
-        except (OSError, UnicodeError) as error:
-            raise ConnectionBroken(f"no connection to {where}: {getattr(error, 'strerror', None) or error}") from error

@@ -7,6 +7,8 @@ test_timing.py.
 
 from __future__ import annotations
 
+import collections
+import time
 from typing import Any
 
 import gevent
@@ -29,7 +31,7 @@ from loadtest.transport.base import (
 )
 from loadtest.transport.gevent_socket import GeventConnection
 from loadtest.verdict import Verdict
-from tests.loadtest.conftest import Truth
+from tests.loadtest.conftest import Scheduled, Truth
 from tests.loadtest.faults import FAULTS
 
 SHORT = Timeouts(connect_s=5, first_byte_s=0.4, gap_s=0.4, total_s=5)
@@ -136,20 +138,22 @@ def test_nobody_listening_is_a_connection_verdict_with_the_reason(truth: Truth):
     assert sample.detail == "no connection to 127.0.0.1:1: Connection refused"
 
 
-def test_a_killed_greenlet_leaves_a_cancelled_sample_with_what_it_had(truth: Truth):
-    kept: list[Any] = []
-    greenlet = gevent.spawn(lambda: kept.extend(truth_stream(truth)))
+@pytest.mark.parametrize("sent", [1, 2, 5, 30])
+def test_a_killed_greenlet_leaves_a_cancelled_sample_with_all_that_came(truth: Truth, sent: int):
+    endpoint = Scheduled({"jitter": 0, "first_s": 0.01, "gap_s": 0.002, "fault": "stall", "fault_after": sent})
+    order = Order("x", Cell(None, None, 1, 4, 1000), "steady", "a", 0)
+    kept: list[Sample] = []
+
+    def user() -> None:
+        connection = GeventConnection(truth.target)
+        kept.append(measure(connection, endpoint, order, run="r", process=0, user=0, timeouts=Timeouts()))
+
+    greenlet = gevent.spawn(user)
     gevent.sleep(0.3)
     greenlet.kill()
     (sample,) = kept
     assert sample.verdict is Verdict.CANCELLED
-    assert len(sample.events) > 0
-
-
-def truth_stream(truth: Truth) -> list[Any]:
-    connection = GeventConnection(truth.target)
-    order = Order("x", Cell(None, None, 1, 4, 1000), "steady", "a", 0)
-    return [measure(connection, TgiEndpoint(), order, run="r", process=0, user=0, timeouts=Timeouts())]
+    assert len(sample.events) == sent
 
 
 # --- the transport alone, against bytes that are known ---------------------------------------------------------------
@@ -287,3 +291,14 @@ def test_reads_that_nobody_takes_are_left_to_the_kernel_and_come_in_order(raw_se
             got += read.data
         connection.close()
     assert bytes(got) == body
+
+
+def test_a_reader_that_always_finds_something_is_timed_out_too(raw_server: Any):
+    body = bytes(10_000_000)
+    with raw_server(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)) as target:
+        connection, begun = GeventConnection(target), time.monotonic()
+        reads = connection.exchange(HttpRequest("GET", "/"), Seen(), Timeouts(total_s=0.2))
+        with pytest.raises(TimedOut, match=r"not finished after 0\.2 s"):
+            collections.deque((gevent.sleep(0.01) for _ in reads), maxlen=0)
+        connection.close()
+    assert time.monotonic() - begun < 5

@@ -6,7 +6,7 @@ Samples are generated over the whole range of their types; the schema is read by
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jsonschema
@@ -76,6 +76,15 @@ def test_a_sample_comes_back_as_it_was_written(sample: Sample):
     line = sample.to_json()
     assert "\n" not in line
     assert Sample.from_json(line) == sample
+
+
+@given(samples, st.sampled_from(["naïve", "\ud83d", "\n\x7f", "🙂"]), st.integers(2**64, 2**70))
+def test_a_line_is_ascii_and_whole_whatever_a_server_says(sample: Sample, said: str, huge: int):
+    for odd in (replace(sample, detail=said), replace(sample, detail=said, server={said: huge})):
+        line = odd.to_json()
+        assert line.isascii()
+        assert "\n" not in line
+        assert Sample.from_json(line) == odd
 
 
 @given(samples)
