@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadtest import plan as plans
+from loadtest.arguments import add_endpoint, add_timeouts, add_wire, count, seconds, shown, timeouts, wanted
 from loadtest.arrivals import KINDS, Arrivals, ArrivalsError
-from loadtest.transport import TRANSPORTS
+from loadtest.redaction import hide
 from loadtest.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "run", help="measure an endpoint", description="Measure an endpoint: a plan in waves, or users for a time."
     )
     where = verb.add_argument_group("what is measured")
-    where.add_argument("--url", metavar="URL", help="a TGI endpoint, such as http://127.0.0.1:8080")
+    where.add_argument("--url", metavar="URL", help="its base URL, such as http://127.0.0.1:8080")
     where.add_argument(
         "--serve",
         metavar="CMD",
@@ -111,22 +111,9 @@ def parser() -> argparse.ArgumentParser:
         help="where the run's folder goes (default: results)",
     )
     both.add_argument("--seed", type=int, help="of the prompts; the same one repeats them (default: drawn, recorded)")
-    for option, default, what in (
-        ("--connect-timeout", "10s", "a connection that isn't open after this is none"),
-        ("--first-byte-timeout", "2m", "an answer that hasn't begun by then is a timeout"),
-        ("--idle-timeout", "60s", "a stream silent for longer is a timeout"),
-        ("--timeout", "10m", "a request longer than this is a timeout"),
-    ):
-        both.add_argument(option, type=seconds, default=default, metavar="TIME", help=f"{what} (default: {default})")
-    wire = verb.add_argument_group("how requests travel")
-    wire.add_argument(
-        "--transport",
-        choices=TRANSPORTS,
-        default="gevent",
-        help="what carries them: our own socket, httpx (which takes proxies), or huggingface_hub (default: gevent)",
-    )
-    wire.add_argument("--cacert", type=Path, metavar="FILE", help="trust these certificate authorities (PEM)")
-    wire.add_argument("-k", "--insecure", action="store_true", help="don't verify certificates")
+    add_timeouts(both)
+    add_endpoint(verb.add_argument_group("the endpoint"))
+    add_wire(verb.add_argument_group("how requests travel"))
     both.add_argument(
         "--allow",
         action="append",
@@ -180,7 +167,7 @@ def options(asked: argparse.Namespace) -> Options:
     except (plans.PlanError, ArrivalsError) as error:
         raise Usage(str(error)) from error
     from loadtest.run import Options
-    from loadtest.transport.base import Timeouts
+    from loadtest.site import Look
     from loadtest.transport.choice import connecting, controlling
     from loadtest.transport.tls import Tls, TlsError
 
@@ -198,9 +185,8 @@ def options(asked: argparse.Namespace) -> Options:
         serve_timeout_s=asked.serve_timeout or SERVE_TIMEOUT_S,
         results=asked.results,
         seed=seed,
-        connect=connecting(asked.transport, tls),
-        control=controlling(asked.transport, tls),
-        timeouts=Timeouts(asked.connect_timeout, asked.first_byte_timeout, asked.idle_timeout, asked.timeout),
+        look=Look(connecting(asked.transport, tls), controlling(asked.transport, tls), wanted(asked), asked.tokenizer),
+        timeouts=timeouts(asked),
         allow=frozenset(asked.allow),
         plan=plan,
         configs=(plans.CONFIGS[asked.config],) if asked.config else tuple(plans.CONFIGS.values()),
@@ -215,35 +201,11 @@ def options(asked: argparse.Namespace) -> Options:
 
 
 def echo(asked: argparse.Namespace) -> dict[str, Any]:
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in sorted(vars(asked).items())
-        if name != "verb"
-    }
-
-
-def count(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return number
-
-
-def seconds(text: str) -> float:
-    """`90`, `90s`, `5m`, `1h30m` in seconds."""
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
-    parts = [float(part or 0) for part in match.groups()] if match else [0.0, 0.0, 0.0]
-    total = parts[0] * 3600 + parts[1] * 60 + parts[2]
-    if total <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 30s, 5m or 1h30m")
-    return total
+    return {name: shown(value) for name, value in sorted(vars(asked).items()) if name != "verb"}
 
 
 def fail(sentence: str) -> int:
-    print(f"tokenclock: {sentence}", file=sys.stderr)
+    print(hide(f"tokenclock: {sentence}"), file=sys.stderr)
     return 2
 
 

@@ -15,6 +15,7 @@ import itertools
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import gevent
 from locust import events
@@ -22,15 +23,17 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
+from loadtest.arguments import add_endpoint, add_wire, wanted
 from loadtest.books import Books
 from loadtest.dispatch import ClosedLoop, ids
 from loadtest.endpoints.base import EndpointError
 from loadtest.monitor import Monitor
 from loadtest.plan import Cell
 from loadtest.record import Recorder
+from loadtest.redaction import hide
 from loadtest.report import write
 from loadtest.sample import Sample
-from loadtest.site import look_at
+from loadtest.site import Look
 from loadtest.transport.base import Timeouts, monotonic_ns
 from loadtest.transport.choice import connecting, controlling
 from loadtest.transport.tls import Tls
@@ -54,9 +57,12 @@ class Test:
         process = runner.worker_index if isinstance(runner, WorkerRunner) else 0
         users = runner.target_user_count
         seed = asked.seed or time.time_ns()
-        connect, control = connecting("gevent", Tls()), controlling("gevent", Tls())
+        tls = Tls(asked.cacert, verify=not asked.insecure)
         total_tokens = asked.input_tokens + asked.new_tokens
-        found = look_at(environment.host or "", control, f"{seed}-{process}", [asked.input_tokens], total_tokens)
+        look = Look(connecting(asked.transport, tls), controlling(asked.transport, tls), wanted(asked), asked.tokenizer)
+        found = look.at(environment.host or "", f"{seed}-{process}", [asked.input_tokens], total_tokens)
+        for note in found.notes:
+            logger.info("%s", hide(note))
         self.cell = Cell(None, found.description.slots, users, asked.input_tokens, asked.new_tokens)
         self.recorder: Recorder | None = None
         if isinstance(runner, LocalRunner):
@@ -77,7 +83,7 @@ class Test:
             self.cell, found.prompts, ids(run, process), lambda: (runner.user_count, runner.target_user_count)
         )
         self.load = Load(
-            found.target, connect, found.endpoint, dispatch, run, process, Timeouts(), self.keep, self.fail
+            found.target, found.connect, found.endpoint, dispatch, run, process, Timeouts(), self.keep, self.fail
         )
         self._environment = environment
         self.books = Books(environment, found.endpoint.route, self.keep, self.fail)
@@ -110,6 +116,18 @@ def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--new-tokens", type=int, default=256, help="tokens of every answer")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts; 0 draws one")
     parser.add_argument("--results-dir", default="results", include_in_web_ui=False, help="where raw samples go")
+    add_endpoint(OffTheWebPage(parser))
+    add_wire(OffTheWebPage(parser))
+
+
+class OffTheWebPage:
+    """What belongs to the command line: locust's page would show a key in its form."""
+
+    def __init__(self, parser: LocustArgumentParser) -> None:
+        self._parser = parser
+
+    def add_argument(self, *names: str, **described: Any) -> None:
+        self._parser.add_argument(*names, include_in_web_ui=False, **described)
 
 
 @events.test_start.add_listener
@@ -130,7 +148,7 @@ def begin(environment: Environment, **_: object) -> None:
 
 def give_up(environment: Environment, sentence: str) -> None:
     """Say why, and end the test: with the process where nobody watches a web page."""
-    logger.error("%s", sentence)
+    logger.error("%s", hide(sentence))
     environment.process_exit_code = 2
     assert environment.runner is not None
     gevent.spawn_later(0, environment.runner.stop if environment.web_ui else environment.runner.quit)

@@ -11,7 +11,7 @@ from typing import Any
 
 from gevent import GreenletExit
 
-from loadtest.endpoints.base import Endpoint, Reading
+from loadtest.endpoints.base import Endpoint, Prompt, Reading
 from loadtest.plan import Cell
 from loadtest.sample import Event, Got, Sample
 from loadtest.sse import Parser, SseError
@@ -21,6 +21,7 @@ from loadtest.transport.base import (
     Connection,
     NotHttp,
     Seen,
+    StreamFailed,
     TimedOut,
     Timeouts,
     TransportError,
@@ -39,7 +40,7 @@ class Order:
     id: str
     cell: Cell
     phase: str
-    prompt: str
+    prompt: Prompt
     scheduled_ns: int
 
 
@@ -51,6 +52,7 @@ class Tally:
     tokens: int = 0
     first_text_ns: int | None = None
     finished: bool = False
+    stopped: bool = False
     error: str | None = None
     input_tokens: int | None = None
     new_tokens: int | None = None
@@ -75,7 +77,7 @@ def measure(
     A greenlet that is killed meanwhile gives a `cancelled` sample; the caller sees GreenletExit at its next switch.
     """
     seen, tally, parser = Seen(), Tally([]), Parser()
-    request = endpoint.request(order.prompt, order.cell.new_tokens, order.id)
+    request = endpoint.request(order.prompt, order.cell.new_tokens, order.id, order.cell.input_tokens)
     error_body = bytearray()
     broken = timed_out = None
     cancelled = False
@@ -97,7 +99,7 @@ def measure(
                 _take(tally, reading, read.t_ns, read.read_id)
     except TimedOut as error:
         timed_out = str(error)
-    except (NotHttp, SseError) as error:
+    except (NotHttp, SseError, StreamFailed) as error:
         tally.error = tally.error or str(error)
     except BodyCut:
         pass  # whether the stream's own end came before the cut decides
@@ -121,8 +123,9 @@ def measure(
     verdict, detail = judge(
         Outcome(
             status=seen.status,
+            overloaded=seen.overloaded,
             tokens=new_tokens,
-            demanded=order.cell.new_tokens,
+            demanded=0 if tally.stopped and not endpoint.suppresses_eos else order.cell.new_tokens,
             finished=tally.finished and (seen.body_ended or not endpoint.needs_clean_end),
             error=tally.error,
             broken=broken,
@@ -171,6 +174,7 @@ def _take(tally: Tally, reading: Reading, t_ns: int, read_id: int) -> None:
     if reading.text and tally.first_text_ns is None:
         tally.first_text_ns = t_ns
     tally.finished = tally.finished or reading.finished
+    tally.stopped = tally.stopped or reading.stopped
     tally.error = tally.error or reading.error
     tally.server = reading.server or tally.server
     if reading.input_tokens is not None:

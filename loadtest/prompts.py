@@ -89,6 +89,10 @@ class Prompts:
                 "the server's tokenizer splits every known word: no prompt of an exact length can be made"
             )
 
+    def lengthen(self, tokens: int) -> None:
+        """From here on a prompt has so many tokens more than it is asked for: its endpoint cuts it to its length."""
+        self._around -= tokens
+
     def draw(self, input_tokens: int) -> str:
         """A prompt of exactly `input_tokens` tokens, the special ones around it included.
 

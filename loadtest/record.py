@@ -14,6 +14,7 @@ from typing import Any
 from loadtest import __version__
 from loadtest.arrivals import Arrivals
 from loadtest.machine import clocks, machine, process, versions
+from loadtest.redaction import hide
 from loadtest.sample import SCHEMA, Sample
 
 
@@ -89,7 +90,7 @@ class Recorder:
         self._run["client"].append({**cell, **seen})
 
     def add(self, sample: Sample) -> None:
-        self._samples.write(sample.to_json() + "\n")
+        self._samples.write(hide(sample.to_json()) + "\n")
         if sample.complete:
             self.complete += 1
         else:
@@ -103,7 +104,7 @@ class Recorder:
 
     def _write(self) -> None:
         part = self.folder / "run.json.part"
-        part.write_text(json.dumps(self._run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(hide(json.dumps(self._run, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8")
         part.replace(self.folder / "run.json")
 
 

@@ -29,11 +29,12 @@ from loadtest.plan import Cell, Config, Plan
 from loadtest.progress import STARTING, Progress, effort
 from loadtest.prompts import PromptError
 from loadtest.record import Recorder
+from loadtest.redaction import hide
 from loadtest.report import show
 from loadtest.sample import Sample
 from loadtest.served import served
-from loadtest.site import Site, look_at
-from loadtest.transport.base import Connect, Timeouts
+from loadtest.site import Look, Site
+from loadtest.transport.base import Timeouts
 
 HOPELESS_WAVES = 3  # in a row without one complete request: the endpoint is gone
 POLL_S = 0.1
@@ -57,8 +58,7 @@ class Options:
     results: Path
     seed: int
     timeouts: Timeouts
-    connect: Connect  # for what is timed
-    control: Connect  # for what is not
+    look: Look  # at the endpoint, before
     allow: frozenset[str]
     plan: Plan | None
     configs: tuple[Config, ...]
@@ -85,9 +85,9 @@ def site(
             log = recorder.folder / f"server-{name}.log"
             url, command = stack.enter_context(served(options.serve, slots, log, options.serve_timeout_s))
         assert url is not None, "the command line makes sure of --url or --serve"
-        found = look_at(
-            url, options.connect, f"{options.seed}-{config.name if config else 'free'}", lengths, total_tokens
-        )
+        found = options.look.at(url, f"{options.seed}-{config.name if config else 'free'}", lengths, total_tokens)
+        for note in found.notes:
+            say(note)
         recorder.endpoint(
             config.name if config else None, url, found.endpoint.protocol, found.description.info, command
         )
@@ -196,7 +196,7 @@ def _load(found: Site, dispatch: Dispatch, options: Options, recorder: Recorder)
         work.kill(GaveUp(f"the run can't go on: {error}"), block=False)
 
     return Load(
-        found.target, options.connect, found.endpoint, dispatch, recorder.run, 0, options.timeouts, recorder.add, fail
+        found.target, found.connect, found.endpoint, dispatch, recorder.run, 0, options.timeouts, recorder.add, fail
     )
 
 
@@ -303,4 +303,4 @@ def _discard(recorder: Recorder) -> None:
 
 
 def say(sentence: str) -> None:
-    print(f"tokenclock: {sentence}", file=sys.stderr, flush=True)
+    print(hide(f"tokenclock: {sentence}"), file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ class Verdict(StrEnum):
     ERROR_IN_STREAM = "error_in_stream"  # HTTP 200, then an error event or bytes that are no event at all
     EMPTY = "empty"  # a proper end without a single token
     HTTP_ERROR = "http_error"  # a status that is not 200, and not overload
-    OVERLOADED = "overloaded"  # 429 or 503
+    OVERLOADED = "overloaded"  # 429 or 503, or a refusal by another name for them
     TIMEOUT = "timeout"  # nothing arrived for too long, or the whole took too long
     CONNECTION = "connection"  # refused, reset, or gone before the headers
     CANCELLED = "cancelled"  # we ended it
@@ -28,6 +28,7 @@ class Outcome:
     """What was seen of one exchange, before judgement."""
 
     status: int | None = None  # HTTP status; None where none arrived
+    overloaded: bool = False  # the refusal said so by its name
     tokens: int = 0  # tokens that arrived, by the server's own count where it gave one
     demanded: int = 0  # new tokens asked for, EOS suppressed
     finished: bool = (
@@ -47,7 +48,7 @@ def judge(seen: Outcome) -> tuple[Verdict, str | None]:
     """
     if seen.cancelled:
         return Verdict.CANCELLED, "ended by the client"
-    if seen.status in (429, 503):
+    if seen.overloaded or seen.status in (429, 503):
         return Verdict.OVERLOADED, f"HTTP {seen.status}: {seen.error or 'no message'}"
     if seen.status is not None and seen.status != 200:
         return Verdict.HTTP_ERROR, f"HTTP {seen.status}: {seen.error or 'no message'}"

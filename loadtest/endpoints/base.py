@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from loadtest.sse import ServerSentEvent
-from loadtest.transport.base import Connection, HttpRequest, Target
+import orjson
 
+from loadtest.sse import ServerSentEvent
+from loadtest.transport.base import Connection, HttpRequest, Target, fetch
+
+#: A text, token ids, or the messages of a conversation: what a request's prompt may be.
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 JSON = (("content-type", "application/json"),)
 LONGEST_EXCERPT = 200  # characters of a stranger's bytes in a message
 
@@ -27,6 +32,7 @@ class Reading(NamedTuple):  # one is made for every token: a tuple costs a third
     input_tokens: int | None = None  # the server's count of the prompt
     new_tokens: int | None = None  # the server's count of what it generated
     server: dict[str, Any] | None = None  # the server's own timing
+    stopped: bool = False  # at the end: the model ended its text by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +69,19 @@ class Endpoint(Protocol):
     def needs_clean_end(self) -> bool:
         """A stream is complete only if its body, too, ended as its framing said."""
 
-    def request(self, prompt: str, new_tokens: int, request_id: str) -> HttpRequest:
-        """Ask for exactly `new_tokens`, EOS suppressed, streamed."""
+    @property
+    def suppresses_eos(self) -> bool:
+        """It is known to generate on past the end of a text when asked to: fewer tokens are then a fault of its own."""
+
+    @property
+    def truncates(self) -> bool:
+        """A request says how many tokens of its prompt are kept, so one that is too long comes out exact."""
+
+    def request(self, prompt: Prompt, new_tokens: int, request_id: str, input_tokens: int | None = None) -> HttpRequest:
+        """Ask for `new_tokens`, EOS suppressed, streamed; and to keep `input_tokens` of the prompt, where one can.
+
+        Raises: EndpointError where the protocol can't say such a prompt.
+        """
 
     def read(self, event: ServerSentEvent) -> Reading: ...
 
@@ -74,8 +91,8 @@ class Endpoint(Protocol):
     def describe(self, connection: Connection) -> Description:
         """Raises: EndpointError, TransportError."""
 
-    def tokenize(self, connection: Connection, text: str) -> list[Piece]:
-        """The tokens of a text as the server counts them, special ones included.
+    def tokenize(self, connection: Connection, text: str) -> list[Piece] | None:
+        """The tokens of a text as the server counts them, special ones included; None where it can't be asked.
 
         Raises: EndpointError, TransportError.
         """
@@ -96,12 +113,29 @@ def parse_url(url: str) -> Target:
         raise EndpointError(f"{url} has no valid port: use 1 to 65535") from error
     if parts.scheme not in ("http", "https"):
         raise EndpointError(f"{url} asks for {parts.scheme}: only http:// and https:// can be measured")
+    if parts.username is not None or parts.password is not None:
+        shown = url.replace(parts.netloc, f"…@{parts.netloc.rpartition('@')[2]}")
+        raise EndpointError(f"{shown} holds a name or password: say --header 'Authorization: Basic …' instead")
     if not parts.hostname:
         raise EndpointError(f"{url} names no host: write it as http://127.0.0.1:8080")
     if parts.query or parts.fragment or not url.isascii():
         raise EndpointError(f"{url} is more than a base URL: leave out ? and #, and percent-encode the path")
     tls = parts.scheme == "https"
     return Target(parts.hostname, port or (443 if tls else 80), parts.path.rstrip("/"), tls)
+
+
+def ask(connection: Connection, request: HttpRequest) -> tuple[int, Any]:
+    """Status and JSON of an answer that nobody times; what isn't JSON is None. Raises: TransportError."""
+    status, body = fetch(connection, request)
+    try:
+        return status, orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return status, None
+
+
+def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's fields; null leaves one out."""
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def whole_number(said: object) -> int | None:

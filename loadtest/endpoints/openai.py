@@ -16,11 +16,23 @@ from typing import Any, ClassVar, Literal
 
 import orjson
 
-from loadtest.endpoints.base import JSON, Description, EndpointError, Piece, Reading, excerpt, whole_number
+from loadtest.endpoints.base import (
+    JSON,
+    Description,
+    EndpointError,
+    Piece,
+    Prompt,
+    Reading,
+    ask,
+    excerpt,
+    whole_number,
+    without_nulls,
+)
 from loadtest.sse import ServerSentEvent
 from loadtest.transport.base import Connection, HttpRequest
 
 ROUTES = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+HONOUR_IGNORE_EOS = {"vllm", "sglang", "tokenclock"}  # `owned_by` of the models of servers that know the parameter
 NEW_TOKENS = "{new_tokens}"  # as a value of `extra_body`: the number that the request asks for
 SAID_TO_KEEP_ALIVE = {"ping", "heartbeat", "keep-alive", "keepalive"}  # names of events that carry nothing
 NOT_THE_END = {"error", "abort"}  # finish reasons of vLLM and OpenRouter: the generation failed
@@ -36,25 +48,28 @@ class OpenAiEndpoint:
     """
 
     kind: Literal["chat", "completions"]
-    model: str
+    model: str | None  # None where the endpoint needs no name
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    suppresses_eos: bool = True
+    invocations: bool = False  # SageMaker's route instead of OpenAI's own
+    has_other_routes: bool = True  # a SageMaker endpoint has none
 
+    truncates: ClassVar[bool] = False
     media_type: ClassVar[str] = "text/event-stream"
     needs_clean_end: ClassVar[bool] = True  # the finish is no last event: usage, an error or a cut may follow
 
     @property
     def protocol(self) -> str:
-        return f"openai-{self.kind}"
+        return f"sagemaker, openai-{self.kind}" if self.invocations else f"openai-{self.kind}"
 
     @property
     def route(self) -> str:
-        return ROUTES[self.kind]
+        return "/invocations" if self.invocations else ROUTES[self.kind]
 
-    def request(self, prompt: str, new_tokens: int, request_id: str) -> HttpRequest:
-        said: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
+    def request(self, prompt: Prompt, new_tokens: int, request_id: str, input_tokens: int | None = None) -> HttpRequest:
         body = {
             "model": self.model,
-            **(said if self.kind == "chat" else {"prompt": prompt}),
+            **self._prompt(prompt),
             "max_tokens": new_tokens,  # TGI and Ollama know no `max_completion_tokens`; OpenAI refuses both at once
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -66,8 +81,18 @@ class OpenAiEndpoint:
             "POST",
             self.route,
             (*JSON, ("accept", self.media_type), ("x-request-id", request_id), ("x-tokenclock-timing", "1")),
-            orjson.dumps({name: value for name, value in body.items() if value is not None}),
+            orjson.dumps(without_nulls(body)),
         )
+
+    def _prompt(self, prompt: Prompt) -> dict[str, Any]:
+        messages = not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
+        if self.kind == "completions":
+            if messages:
+                raise EndpointError("completions take no messages: use --endpoint-type openai-chat")
+            return {"prompt": prompt}
+        if not messages and not isinstance(prompt, str):
+            raise EndpointError("a chat takes no token ids: use --endpoint-type openai-completions")
+        return {"messages": prompt if messages else [{"role": "user", "content": prompt}]}
 
     def read(self, event: ServerSentEvent) -> Reading:
         data = event.data.strip()
@@ -109,6 +134,7 @@ class OpenAiEndpoint:
             error=f"the generation ended with finish_reason {finish!r}" if str(finish) in NOT_THE_END else None,
             input_tokens=asked,
             new_tokens=made,
+            stopped=finish == "stop",
         )
 
     def error_of(self, body: bytes) -> str:
@@ -122,10 +148,30 @@ class OpenAiEndpoint:
         return message
 
     def describe(self, connection: Connection) -> Description:
-        raise EndpointError("what an OpenAI endpoint serves can't be asked in this version: measure its TGI routes")
+        """What the list of models says of ours, and what `/info` says where there is one."""
+        if not self.has_other_routes:
+            return Description(None, None)
+        found = next((each for each in models(connection) if each.get("id") == self.model), {})
+        status, said = ask(connection, HttpRequest("GET", "/info"))
+        info = said if status == 200 and isinstance(said, dict) else {}
+        most = whole_number(found.get("max_model_len")) or whole_number(info.get("max_total_tokens"))
+        return Description(whole_number(info.get("slots")) or None, most, info or found or None)
 
-    def tokenize(self, connection: Connection, text: str) -> list[Piece]:
-        raise EndpointError("OpenAI's protocol counts no tokens of a prompt: measure the endpoint's TGI routes")
+    def tokenize(self, connection: Connection, text: str) -> list[Piece] | None:
+        """OpenAI's protocol has no such route; a reply's `usage` counts a prompt."""
+        return None
+
+
+def models(connection: Connection) -> list[dict[str, Any]]:
+    """What `/v1/models` lists; nothing where there is no such route. The first is what most servers serve.
+
+    Raises: TransportError; EndpointError where it is refused.
+    """
+    status, said = ask(connection, HttpRequest("GET", "/v1/models"))
+    if status in (401, 403):
+        raise EndpointError(f"/v1/models answers {status}: {message_of(orjson.dumps(said))}; is --api-key right?")
+    listed = said.get("data") if status == 200 and isinstance(said, dict) else None
+    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
 
 
 def listed_tokens(choice: Mapping[str, Any]) -> int:

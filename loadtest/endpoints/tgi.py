@@ -6,28 +6,63 @@ project for what TGI can't do. Source: huggingface/text-generation-inference 3.3
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import orjson
 
-from loadtest.endpoints.base import JSON, Description, EndpointError, Piece, Reading, excerpt, whole_number
+from loadtest.endpoints.base import (
+    JSON,
+    Description,
+    EndpointError,
+    Piece,
+    Prompt,
+    Reading,
+    excerpt,
+    whole_number,
+    without_nulls,
+)
 from loadtest.sse import ServerSentEvent
 from loadtest.transport.base import Connection, HttpRequest, fetch
 
 
+@dataclass(frozen=True, slots=True)
 class TgiEndpoint:
-    protocol = "tgi"
-    route = "/generate_stream"
-    media_type = "text/event-stream"
-    needs_clean_end = False  # an event with `generated_text` is TGI's own end
+    """`extra_body` is laid over the request, `parameters` within it likewise; null leaves a field out."""
 
-    def request(self, prompt: str, new_tokens: int, request_id: str) -> HttpRequest:
-        parameters = {"max_new_tokens": new_tokens, "details": True, "ignore_eos": True}
+    route: str = "/generate_stream"
+    protocol: str = "tgi"
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    suppresses_eos: bool = True  # of the project's own server; TGI has no such parameter and ignores it
+    needs_clean_end: bool = False  # an event with `generated_text` is TGI's own end
+    has_other_routes: bool = True  # a SageMaker endpoint has none
+
+    truncates: ClassVar[bool] = True
+    media_type: ClassVar[str] = "text/event-stream"
+
+    def request(self, prompt: Prompt, new_tokens: int, request_id: str, input_tokens: int | None = None) -> HttpRequest:
+        if not isinstance(prompt, str):
+            raise EndpointError(
+                "TGI's protocol takes a text for a prompt: use --endpoint-type openai-chat for messages"
+            )
+        parameters = {
+            "max_new_tokens": new_tokens,
+            "details": True,
+            "ignore_eos": True,
+            "truncate": input_tokens or None,
+        }
+        body = {
+            "inputs": prompt,
+            **({} if self.route == "/generate_stream" else {"stream": True}),
+            **self.extra_body,
+            "parameters": without_nulls({**parameters, **self.extra_body.get("parameters", {})}),
+        }
         return HttpRequest(
             "POST",
             self.route,
-            (*JSON, ("accept", "text/event-stream"), ("x-request-id", request_id), ("x-tokenclock-timing", "1")),
-            orjson.dumps({"inputs": prompt, "parameters": parameters}),
+            (*JSON, ("accept", self.media_type), ("x-request-id", request_id), ("x-tokenclock-timing", "1")),
+            orjson.dumps(without_nulls(body)),
         )
 
     def read(self, event: ServerSentEvent) -> Reading:
@@ -60,6 +95,7 @@ class TgiEndpoint:
             finished=True,
             input_tokens=whole_number(details.get("input_length")),
             new_tokens=whole_number(details.get("generated_tokens")),
+            stopped=details.get("finish_reason") in ("eos_token", "stop_sequence"),
         )
 
     def error_of(self, body: bytes) -> str:
@@ -70,12 +106,16 @@ class TgiEndpoint:
         return str(said["error"]) if isinstance(said, dict) and "error" in said else excerpt(body)
 
     def describe(self, connection: Connection) -> Description:
+        if not self.has_other_routes:
+            return Description(None, None)
         info = self._ask(connection, HttpRequest("GET", "/info"))
         if not isinstance(info, dict):
             raise EndpointError("/info does not answer with an object: is this a TGI endpoint?")
         return Description(whole_number(info.get("slots")) or None, whole_number(info.get("max_total_tokens")), info)
 
-    def tokenize(self, connection: Connection, text: str) -> list[Piece]:
+    def tokenize(self, connection: Connection, text: str) -> list[Piece] | None:
+        if not self.has_other_routes:
+            return None
         request = HttpRequest("POST", "/tokenize", JSON, orjson.dumps({"inputs": text}))
         pieces = self._ask(connection, request)
         try:

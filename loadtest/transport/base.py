@@ -37,6 +37,10 @@ class TimedOut(TransportError):
     """Nothing arrived in time, or the exchange as a whole took too long."""
 
 
+class StreamFailed(TransportError):
+    """The far end said that the stream it had begun has failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where requests go: the parts of a base URL. `path` has no trailing slash."""
@@ -45,12 +49,23 @@ class Target:
     port: int
     path: str = ""
     tls: bool = False
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # of every request; a key may be among them
 
     @property
     def origin(self) -> str:
         """`https://[::1]:8443`: scheme, host and port, as a URL has them."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+    def headers_of(self, request: HttpRequest) -> list[tuple[str, str]]:
+        """A request's own headers and those of every request, which stand where both name one."""
+        ours = {name.lower() for name, _ in self.headers}
+        return [*((name, value) for name, value in request.headers if name.lower() not in ours), *self.headers]
+
+    @property
+    def authority(self) -> str:
+        """What a `host` header says."""
+        return self.origin.partition("://")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +105,7 @@ class Seen:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)  # names in lower case
     body_ended: bool = False  # the body ended as its framing said
+    overloaded: bool = False  # the refusal means: too much at once, whatever its status
     clock: Literal["kernel", "user"] = "user"  # what every arrival so far was stamped by
 
 

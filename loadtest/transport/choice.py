@@ -19,6 +19,8 @@ def connecting(name: str, tls: Tls, kernel_stamps: bool = True) -> Connect:
         from loadtest.transport.httpx_client import HttpxConnection
 
         return lambda target: HttpxConnection(target, tls.context(), clock_map=clock_map)
+    if name == "boto3":
+        return _nowhere  # a sagemaker:// URL brings its own
     if name == "huggingface_hub":
         from loadtest.transport.hub_client import HubConnection
 
@@ -29,6 +31,10 @@ def connecting(name: str, tls: Tls, kernel_stamps: bool = True) -> Connect:
         return GeventConnection(target, tls.context() if target.tls else None, clock_map=clock_map)
 
     return gevent
+
+
+def _nowhere(target: Target) -> Connection:
+    raise AssertionError(f"boto3 does not connect to {target.origin}")
 
 
 def controlling(name: str, tls: Tls) -> Connect:

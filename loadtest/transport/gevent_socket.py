@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import cycle
 
 import httptools
@@ -190,10 +191,10 @@ class GeventConnection:
                 self.close()
 
     def _head(self, request: HttpRequest) -> bytes:
+        named = replace(request, headers=(("host", self._target.authority), *request.headers))
         lines = [
             f"{request.method} {self._target.path}{request.path} HTTP/1.1",
-            f"host: {self._target.origin.partition('://')[2]}",
-            *(f"{name}: {value}" for name, value in request.headers),
+            *(f"{name}: {value}" for name, value in self._target.headers_of(named)),
         ]
         if request.body or request.method == "POST":
             lines.append(f"content-length: {len(request.body)}")

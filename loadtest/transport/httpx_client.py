@@ -254,7 +254,7 @@ class HttpxConnection:
         asked = httpx.Request(
             request.method,
             f"{self._target.origin}{self._target.path}{request.path}",
-            headers=list(request.headers),
+            headers=self._target.headers_of(request),
             content=request.body,
         )
         seen.connect_ns = self.ready(timeouts.connect_s)

@@ -262,14 +262,13 @@ def test_results_that_cannot_be_written_any_more_end_the_run_with_a_sentence(ser
 
 
 def test_the_two_configurations_of_a_run_have_prompts_of_their_own():
-    from loadtest.site import look_at
-    from loadtest.transport.choice import controlling
+    from loadtest.site import Look
+    from loadtest.transport.choice import connecting, controlling
     from loadtest.transport.tls import Tls
 
     with schedule_server() as url:
-        drawn = [
-            look_at(url, controlling("gevent", Tls()), f"1-{config}", [256], 1024).prompts.draw(256) for config in "LT"
-        ]
+        look = Look(connecting("gevent", Tls()), controlling("gevent", Tls()))
+        drawn = [look.at(url, f"1-{config}", [256], 1024).prompts.draw(256) for config in "LT"]
     assert drawn[0] != drawn[1]
 
 

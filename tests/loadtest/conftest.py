@@ -6,9 +6,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,15 @@ def stamping() -> None:
     time.sleep(0.3)
 
 
+@dataclass(frozen=True)
 class Scheduled(TgiEndpoint):
     """TGI's protocol, with the schedule that the request should get in a header."""
 
-    def __init__(self, schedule: dict[str, Any]) -> None:
-        self.schedule = json.dumps(schedule)
+    schedule: Mapping[str, Any] = field(default_factory=dict)
 
-    def request(self, prompt: str, new_tokens: int, request_id: str) -> HttpRequest:
-        plain = super().request(prompt, new_tokens, request_id)
-        return replace(plain, headers=(*plain.headers, ("x-schedule", self.schedule)))
+    def request(self, *asked: Any) -> HttpRequest:
+        plain = super().request(*asked)
+        return replace(plain, headers=(*plain.headers, ("x-schedule", json.dumps(self.schedule))))
 
 
 class Truth:
@@ -63,7 +63,7 @@ class Truth:
         self, new_tokens: int = 8, users: int = 1, each: int = 1, timeouts: Timeouts | None = None, **schedule: Any
     ) -> list[Sample]:
         """`users` greenlets send `each` requests, one after the other on a connection of their own."""
-        endpoint = Scheduled({"jitter": 0, **schedule})
+        endpoint = Scheduled(schedule={"jitter": 0, **schedule})
         cell = Cell(None, None, users, 4, new_tokens)
 
         def user(number: int) -> list[Sample]:

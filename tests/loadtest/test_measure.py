@@ -140,7 +140,7 @@ def test_nobody_listening_is_a_connection_verdict_with_the_reason(truth: Truth):
 
 @pytest.mark.parametrize("sent", [1, 2, 5, 30])
 def test_a_killed_greenlet_leaves_a_cancelled_sample_with_all_that_came(truth: Truth, sent: int):
-    endpoint = Scheduled({"jitter": 0, "first_s": 0.01, "gap_s": 0.002, "fault": "stall", "fault_after": sent})
+    endpoint = Scheduled(schedule={"jitter": 0, "first_s": 0.01, "gap_s": 0.002, "fault": "stall", "fault_after": sent})
     order = Order("x", Cell(None, None, 1, 4, 1000), "steady", "a", 0)
     kept: list[Sample] = []
 

@@ -31,7 +31,6 @@ from loadtest.plan import Cell
 from loadtest.sample import Sample
 from loadtest.sse import Parser
 from loadtest.stats import ttft_s
-from loadtest.transport import TRANSPORTS
 from loadtest.transport.base import (
     BodyCut,
     Connection,
@@ -51,6 +50,7 @@ from tests.loadtest.conftest import Scheduled, Truth
 from tests.loadtest.faults import FAULTS
 
 SHORT = Timeouts(connect_s=5, first_byte_s=0.4, gap_s=0.4, total_s=5)
+TRANSPORTS = ("gevent", "httpx", "huggingface_hub")  # that carry plain HTTP
 OURS = ("gevent", "httpx")  # over our own wire
 PROMPT = "one two three four"
 TUNNEL_S = 0.2  # what a proxy takes to open a tunnel
@@ -72,7 +72,7 @@ def connect(transport: str, target: Target, tls: Tls | None = None) -> Connectio
 
 def ask(connection: Connection, id_: str = "x", new_tokens: int = 8, timeouts: Timeouts = SHORT, **schedule: Any):
     """The sample of one request that gets this schedule."""
-    endpoint = Scheduled({"jitter": 0, **schedule})
+    endpoint = Scheduled(schedule={"jitter": 0, **schedule})
     order = Order(id_, Cell(None, None, 1, 4, new_tokens), "steady", PROMPT, 0)
     return measure(connection, endpoint, order, run="test", process=0, user=0, timeouts=timeouts)
 
@@ -133,7 +133,12 @@ def test_a_clean_stream_is_the_same_over_every_transport(truth: Truth, transport
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_text_is_the_same_over_every_transport(truth: Truth, transport: str):
-    endpoint, seen, text, parser = Scheduled({"jitter": 0, "fault": "split", "gap_s": 0.01}), Seen(), "", Parser()
+    endpoint, seen, text, parser = (
+        Scheduled(schedule={"jitter": 0, "fault": "split", "gap_s": 0.01}),
+        Seen(),
+        "",
+        Parser(),
+    )
     with closing(connect(transport, truth.target)) as connection:
         for read in connection.exchange(endpoint.request(PROMPT, 8, "x"), seen, SHORT):
             text += "".join(endpoint.read(event).text for event in parser.feed(read.data))
@@ -144,8 +149,8 @@ def test_the_text_is_the_same_over_every_transport(truth: Truth, transport: str)
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_what_an_endpoint_is_asked_before_is_answered(truth: Truth, transport: str):
     with closing(connect(transport, truth.target)) as connection:
-        assert Scheduled({}).describe(connection).slots == 4
-        pieces = Scheduled({}).tokenize(connection, PROMPT)
+        assert Scheduled(schedule={}).describe(connection).slots == 4
+        pieces = Scheduled(schedule={}).tokenize(connection, PROMPT)
         assert ask(connection).complete
     assert [(piece.start, piece.stop) for piece in pieces] == [(0, 3), (4, 7), (8, 13), (14, 18)]
 
@@ -235,7 +240,7 @@ def test_the_hub_client_is_never_asked_to_say_what_it_cannot(truth: Truth, monke
     monkeypatch.setattr(hub_client, "InferenceClient", Client)
     assert ask(connection, id_="r-1").verdict is Verdict.TRUNCATED
     assert said["model"] == f"{truth.target.origin}/generate_stream"
-    assert (said["prompt"], said["parameters"]) == (PROMPT, {"max_new_tokens": 8, "details": True, "stream": True})
+    assert (said["prompt"], said["parameters"]) == (PROMPT, {"max_new_tokens": 8, "details": True, "stream": True, "truncate": 4})
     assert said["headers"]["x-request-id"] == "r-1"
     assert "x-tokenclock-timing" not in said["headers"]
 
@@ -296,7 +301,7 @@ def test_after_each_fault_the_next_request_gets_a_connection_that_works(truth: T
 
 @pytest.mark.parametrize("transport", OURS)
 def test_an_exchange_left_early_costs_the_next_one_its_connection_only(truth: Truth, transport: str):
-    endpoint = Scheduled({"jitter": 0, "gap_s": 0.5})  # nothing is there to be read when the next one comes
+    endpoint = Scheduled(schedule={"jitter": 0, "gap_s": 0.5})  # nothing is there to be read when the next one comes
     with closing(connect(transport, truth.target)) as connection:
         reads = connection.exchange(endpoint.request(PROMPT, 9, "left"), Seen(), SHORT)
         next(reads)
@@ -392,7 +397,7 @@ def test_a_stamp_that_cannot_be_true_is_not_called_the_kernels(truth: Truth):
 @linux
 @pytest.mark.parametrize("transport", OURS)
 def test_a_read_that_comes_late_is_told_when_the_bytes_came(truth: Truth, transport: str):
-    endpoint, arrivals = Scheduled({"jitter": 0, "gap_s": 0.01}), []
+    endpoint, arrivals = Scheduled(schedule={"jitter": 0, "gap_s": 0.01}), []
     truth.clear()
     with closing(connect(transport, truth.target)) as connection:
         for read in connection.exchange(endpoint.request(PROMPT, 2, "late"), Seen(), SHORT):
@@ -537,7 +542,7 @@ def test_under_tls_a_prompt_longer_than_a_record_arrives_whole(
 ):
     trust = Tls(certificates.authority)
     with relay(truth.port, by_address) as way, closing(connect(transport, way.target, trust)) as connection:
-        assert len(Scheduled({}).tokenize(connection, "word " * 40_000)) == 40_000
+        assert len(Scheduled(schedule={}).tokenize(connection, "word " * 40_000)) == 40_000
 
 
 @pytest.mark.parametrize("transport", OURS)

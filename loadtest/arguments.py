@@ -1,0 +1,119 @@
+"""What the command lines share: `tokenclock run`, `tokenclock probe` and `locust` name an endpoint in one way."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from loadtest import redaction
+from loadtest.endpoints.choice import TYPES, Wanted
+from loadtest.transport import TRANSPORTS
+from loadtest.transport.base import Timeouts
+
+TIMEOUTS = (
+    ("--connect-timeout", "10s", "a connection that isn't open after this is none"),
+    ("--first-byte-timeout", "2m", "an answer that hasn't begun by then is a timeout"),
+    ("--idle-timeout", "60s", "a stream silent for longer is a timeout"),
+    ("--timeout", "10m", "a request longer than this is a timeout"),
+)
+
+
+def add_endpoint(group: Any) -> None:
+    """group: an argparse group or parser, locust's among them."""
+    group.add_argument(
+        "--endpoint-type", choices=TYPES, help="what it speaks (default: guessed from the URL and its answers)"
+    )
+    group.add_argument("--model", metavar="NAME", help="asked for by name (default: the first that it lists)")
+    group.add_argument(
+        "--api-key",
+        type=secret,
+        metavar="KEY",
+        help="sent as a bearer token, never kept (default: $OPENAI_API_KEY, for TGI $HF_TOKEN)",
+    )
+    group.add_argument(
+        "--header", type=header, action="append", default=[], metavar="'NAME: VALUE'", help="of every request; repeats"
+    )
+    group.add_argument(
+        "--extra-body", type=json_object, default={}, metavar="JSON", help="laid over every request; null leaves out"
+    )
+    group.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json, for endpoints that count no prompts"
+    )
+
+
+def add_wire(group: Any) -> None:
+    group.add_argument(
+        "--transport",
+        choices=TRANSPORTS,
+        default="gevent",
+        help="what carries them: our own socket; httpx (takes proxies); huggingface_hub (TGI); boto3 (SageMaker)",
+    )
+    group.add_argument("--cacert", type=Path, metavar="FILE", help="trust these certificate authorities (PEM)")
+    group.add_argument("-k", "--insecure", action="store_true", help="don't verify certificates")
+
+
+def add_timeouts(group: Any) -> None:
+    for option, default, what in TIMEOUTS:
+        group.add_argument(option, type=seconds, default=default, metavar="TIME", help=f"{what} (default: {default})")
+
+
+def wanted(asked: argparse.Namespace) -> Wanted:
+    return Wanted(
+        asked.endpoint_type, asked.model, asked.api_key, tuple(asked.header), asked.extra_body, asked.transport
+    )
+
+
+def timeouts(asked: argparse.Namespace) -> Timeouts:
+    return Timeouts(asked.connect_timeout, asked.first_byte_timeout, asked.idle_timeout, asked.timeout)
+
+
+def shown(value: object) -> object:
+    """An option's value as run.json may hold it. What is secret was told to `redaction` when it was read."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def secret(text: str) -> str:
+    redaction.keep(text)
+    return text
+
+
+def header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    name, value = name.strip(), value.strip()
+    if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not value.isprintable():
+        raise argparse.ArgumentTypeError("a header is written as 'Name: value'")
+    redaction.keep(value)
+    return name.lower(), value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    try:
+        said = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is no JSON object, such as {{"top_k": 1}}')
+    return said
+
+
+def count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return number
+
+
+def seconds(text: str) -> float:
+    """`90`, `90s`, `5m`, `1h30m` in seconds."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    parts = [float(part or 0) for part in match.groups()] if match else [0.0, 0.0, 0.0]
+    total = parts[0] * 3600 + parts[1] * 60 + parts[2]
+    if total <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 30s, 5m or 1h30m")
+    return total

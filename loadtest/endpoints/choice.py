@@ -1,0 +1,169 @@
+"""Which protocol an endpoint speaks: said, or guessed from its URL and from what it answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from loadtest import redaction
+from loadtest.endpoints.base import JSON, Endpoint, EndpointError, ask, parse_url
+from loadtest.endpoints.openai import HONOUR_IGNORE_EOS, ROUTES, OpenAiEndpoint, models
+from loadtest.endpoints.tgi import TgiEndpoint
+from loadtest.sagemaker import runtime as aws
+from loadtest.sagemaker.connection import SageMakerConnection
+from loadtest.transport.base import Connect, Connection, HttpRequest, Target
+
+TYPES = ("tgi", "openai-completions", "openai-chat", "sagemaker")
+KINDS: dict[str, Literal["chat", "completions"]] = {"openai-completions": "completions", "openai-chat": "chat"}
+ENDINGS = {  # of URLs that name a route instead of a base
+    "/v1/chat/completions": "openai-chat",
+    "/v1/completions": "openai-completions",
+    "/generate_stream": "tgi",
+    "/generate": "tgi",
+    "/invocations": "sagemaker",
+    "/v1": "openai",
+}
+KEYS = {"tgi": "HF_TOKEN", "sagemaker": "HF_TOKEN", "openai": "OPENAI_API_KEY"}  # whose variable holds a key
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is said of the endpoint besides its URL."""
+
+    kind: str | None = None  # one of TYPES; None guesses
+    model: str | None = None  # None takes the first that the endpoint lists
+    api_key: str | None = field(default=None, repr=False)  # None takes the protocol's environment variable
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    transport: str = "gevent"  # of what is timed
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    target: Target
+    endpoint: Endpoint
+    why: str  # one clause, for the user
+    connect: Callable[[Connect], Connect] = field(default=lambda connect: connect)  # what requests are wrapped in
+    control: Callable[[Connect], Connect] = field(default=lambda connect: connect)  # the same, for what isn't timed
+
+
+def choose(url: str, wanted: Wanted, control: Connect) -> Chosen:
+    """The endpoint behind a URL. `control` opens connections whose requests aren't timed.
+
+    Raises: EndpointError with the remedy, TransportError.
+    """
+    if url.startswith(aws.SCHEME):
+        return _behind_aws(url, wanted)
+    if wanted.transport == "boto3":
+        raise EndpointError("boto3 carries requests to sagemaker:// URLs only: leave --transport out")
+    base = parse_url(url)
+    ending, named = next(((end, kind) for end, kind in ENDINGS.items() if base.path.endswith(end)), ("", None))
+    target = replace(base, path=base.path.removesuffix(ending))
+    if wanted.kind and named and not wanted.kind.startswith(named) and wanted.kind != "sagemaker":
+        raise EndpointError(f"{url} names a route of {named}, and --endpoint-type {wanted.kind}: leave one of them out")
+    if wanted.kind is not None:
+        return _as(wanted.kind, target, wanted, control, "as --endpoint-type says")
+    if named is not None and named != "openai":
+        return _as(named, target, wanted, control, f"the URL ends in {ending}")
+    if named is None and _is_tgi(control, _keyed(target, "tgi", wanted)):
+        return _as("tgi", target, wanted, control, "/info answers as TGI's does")
+    with closing(control(_keyed(target, "openai", wanted))) as connection:
+        completions = _has(connection, ROUTES["completions"])
+        if not (completions or _has(connection, ROUTES["chat"])):
+            raise EndpointError(
+                f"{url} answers neither as TGI nor as an OpenAI endpoint does: is it the base URL? "
+                f"If it is, say --endpoint-type {'|'.join(TYPES)}"
+            )
+    kind = "openai-completions" if completions else "openai-chat"
+    return _as(kind, target, wanted, control, f"{ROUTES[KINDS[kind]]} is there")
+
+
+def _as(kind: str, target: Target, wanted: Wanted, control: Connect, why: str) -> Chosen:
+    """An endpoint of a kind, with what it says of itself taken into account."""
+    target = _keyed(target, kind, wanted)
+    if kind not in KINDS:
+        route = "/invocations" if kind == "sagemaker" else "/generate_stream"
+        plain = TgiEndpoint(route, kind, wanted.extra_body)
+        with closing(control(target)) as connection:
+            status, info = ask(connection, HttpRequest("GET", "/info"))
+        there = status == 200 and isinstance(info, dict)
+        if kind == "tgi" and not there:
+            raise EndpointError(f"{target.origin}{target.path}/info answers {status}: is this a TGI endpoint?")
+        ours = there and info.get("router") == "tokenclock"
+        return Chosen(target, replace(plain, suppresses_eos=ours, has_other_routes=there), why)
+    model, owner = wanted.model, None
+    with closing(control(target)) as connection:
+        listed = models(connection)
+    if model is None and not listed:
+        raise EndpointError(f"{target.origin}{target.path}/v1/models lists no model: say --model")
+    found = next((each for each in listed if model in (None, each.get("id"))), {})
+    model, owner = model or str(found.get("id")), found.get("owned_by")
+    endpoint = OpenAiEndpoint(KINDS[kind], model, wanted.extra_body, suppresses_eos=owner in HONOUR_IGNORE_EOS)
+    return Chosen(target, endpoint, f"{why}; model {model}")
+
+
+def _behind_aws(url: str, wanted: Wanted) -> Chosen:
+    """A container that only `/invocations` leads to."""
+    if wanted.transport == "huggingface_hub":
+        raise EndpointError("huggingface_hub does not sign AWS's requests: use --transport gevent, httpx or boto3")
+    runtime = aws.Runtime(aws.parse(url))
+    target = replace(runtime.target, headers=wanted.headers)
+    for _, value in wanted.headers:
+        redaction.keep(value)
+    endpoint: Endpoint
+    if wanted.kind in KINDS:
+        endpoint = OpenAiEndpoint(
+            KINDS[wanted.kind],
+            wanted.model,
+            wanted.extra_body,
+            suppresses_eos=False,
+            invocations=True,
+            has_other_routes=False,
+        )
+    else:
+        endpoint = TgiEndpoint(
+            "/invocations",
+            "sagemaker",
+            wanted.extra_body,
+            suppresses_eos=False,
+            needs_clean_end=True,
+            has_other_routes=False,
+        )
+    speaks = f"its container is taken for {'TGI' if wanted.kind not in KINDS else wanted.kind}"
+
+    def wrapped(connect: Connect) -> Connect:
+        return lambda to: SageMakerConnection(connect(to), runtime)
+
+    def by_boto3(_: Connect) -> Connect:
+        from loadtest.sagemaker.boto3_client import Boto3Connection
+
+        return lambda _: Boto3Connection(runtime)
+
+    timed = by_boto3 if wanted.transport == "boto3" else wrapped
+    return Chosen(target, endpoint, f"{speaks}, region {runtime.region}", timed, wrapped)
+
+
+def _keyed(target: Target, kind: str, wanted: Wanted) -> Target:
+    """The target with the headers that every request carries. A key is told to `redaction` before anything is sent."""
+    variable = KEYS[kind.partition("-")[0]]
+    key = wanted.api_key or os.environ.get(variable)
+    named = {name.lower() for name, _ in wanted.headers}
+    for secret in (key, *(value for name, value in wanted.headers)):
+        redaction.keep(secret)
+    bearer = () if key is None or "authorization" in named else (("authorization", f"Bearer {key}"),)
+    return replace(target, headers=(*bearer, *wanted.headers))
+
+
+def _is_tgi(control: Connect, target: Target) -> bool:
+    with closing(control(target)) as connection:
+        status, info = ask(connection, HttpRequest("GET", "/info"))
+    return status == 200 and isinstance(info, dict) and "max_total_tokens" in info
+
+
+def _has(connection: Connection, route: str) -> bool:
+    """Whether a route is there: an empty request is refused for what it lacks, not for where it went."""
+    status, _ = ask(connection, HttpRequest("POST", route, JSON, b"{}"))
+    return status not in (404, 405, 501)

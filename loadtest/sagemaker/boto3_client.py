@@ -1,0 +1,113 @@
+"""boto3 itself as the transport of a SageMaker endpoint: what most programs use, and what ours is held against.
+
+Its pool, its sockets and its event stream are its own, so
+
+- `started` is before the client's own work, signing included, and a first request includes the connect;
+- `sent` is unknown, and a part is stamped when the client hands it over;
+- one limit for silence instead of two, the longer of first byte and gap.
+
+Source: botocore 1.44, eventstream.py, httpsession.py and exceptions.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from loadtest.sagemaker.connection import refusal
+from loadtest.sagemaker.runtime import Runtime
+from loadtest.transport.base import (
+    BodyCut,
+    Clock,
+    ConnectionBroken,
+    HttpRequest,
+    Read,
+    Seen,
+    StreamFailed,
+    TimedOut,
+    Timeouts,
+    TransportError,
+    monotonic_ns,
+)
+
+
+class Boto3Connection:
+    """One user's share of the process's client."""
+
+    transport_name = "boto3"
+
+    def __init__(self, runtime: Runtime, clock: Clock = monotonic_ns) -> None:
+        self._runtime = runtime
+        self._clock = clock
+
+    def ready(self, timeout_s: float) -> int | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+    def exchange(self, request: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
+        from botocore.exceptions import BotoCoreError, ClientError, EventStreamError
+
+        place = self._runtime.place
+        named = dict(request.headers)
+        streamed = "event-stream" in named.get("accept", "")
+        optional = {"TargetVariant": place.variant, "InferenceComponentName": place.component}
+        asked: dict[str, Any] = {
+            "EndpointName": place.name,
+            "Body": request.body,
+            "ContentType": "application/json",
+            "Accept": "text/event-stream" if streamed else "application/json",
+            "InferenceId": named["x-request-id"],
+            **{name: value for name, value in optional.items() if value is not None},
+        }
+        client = self._runtime.client_waiting(min(max(timeouts.first_byte_s, timeouts.gap_s), timeouts.total_s))
+        seen.started_ns = self._clock()
+        try:
+            call = client.invoke_endpoint_with_response_stream if streamed else client.invoke_endpoint
+            reply = call(**asked)
+            seen.headers_ns = self._clock()
+            seen.status = reply["ResponseMetadata"]["HTTPStatusCode"]
+            if streamed:
+                yield from self._parts(reply["Body"], seen, timeouts)
+            else:
+                seen.headers["content-type"] = reply.get("ContentType") or "application/json"
+                yield Read(self._clock(), 1, reply["Body"].read())
+            seen.body_ended = True
+        except EventStreamError as error:
+            told = error.response.get("Error", {})
+            code = error.response.get("ErrorCode")
+            raise StreamFailed(
+                f"{told.get('Code')}: {told.get('Message') or 'no message'}" + (f" ({code})" if code else "")
+            ) from error
+        except ClientError as error:
+            seen.status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            told = {**error.response, "message": error.response["Error"].get("Message")}
+            sentence, seen.overloaded = refusal(seen.status, error.response["Error"].get("Code", ""), told)
+            yield Read(self._clock(), 1, json.dumps({"error": sentence}).encode())
+        except BotoCoreError as error:
+            raise _told(error, seen) from error
+
+    def _parts(self, body: Any, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
+        assert seen.started_ns is not None
+        try:
+            for number, event in enumerate(body, 1):
+                t_ns = self._clock()
+                if (part := event.get("PayloadPart")) is not None:
+                    yield Read(t_ns, number, part["Bytes"])
+                if t_ns - seen.started_ns > timeouts.total_s * 1e9:
+                    raise TimedOut(f"not finished after {timeouts.total_s:g} s")
+        finally:
+            body.close()
+
+
+def _told(error: Exception, seen: Seen) -> TransportError:
+    """The transport's name for what went wrong under the client."""
+    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
+
+    if isinstance(error, ReadTimeoutError | ConnectTimeoutError):
+        return TimedOut(str(error))
+    if seen.status is not None:
+        return BodyCut("the connection closed inside the body")
+    return ConnectionBroken(str(error))

@@ -1,0 +1,141 @@
+"""A SageMaker endpoint as a way to its container: requests are signed, replies unwrapped, on any transport.
+
+What an endpoint's protocol sees is the container's own reply to `/invocations`. AWS's part stays here: the event stream
+around the container's bytes, and refusals that come from AWS, not from the container. botocore signs and parses;
+sockets and clocks are the transport's that is underneath.
+Source: botocore 1.44, eventstream.py; docs.aws.amazon.com, InvokeEndpointWithResponseStream.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from loadtest.sagemaker.runtime import Runtime
+from loadtest.transport.base import (
+    Connection,
+    HttpRequest,
+    Read,
+    Seen,
+    StreamFailed,
+    Timeouts,
+)
+
+EVENT_STREAM = "application/vnd.amazon.eventstream"
+THROTTLED = {"ThrottlingException", "ServiceUnavailable", "ModelNotReadyException"}
+REMEDIES = {
+    "ExpiredTokenException": "the credentials have expired: fetch new ones",
+    "UnrecognizedClientException": "AWS doesn't know the access key: check the credentials and the region",
+    "InvalidSignatureException": "the secret key doesn't fit, or this machine's clock is off",
+    "AccessDeniedException": "the policy needs sagemaker:InvokeEndpoint on this endpoint",
+    "ValidationError": "check the endpoint's name and the region",
+}
+
+
+class SageMakerConnection:
+    """A transport's connection to AWS, as one to the container behind it."""
+
+    def __init__(self, wire: Connection, runtime: Runtime) -> None:
+        self._wire = wire
+        self._runtime = runtime
+        self.transport_name = wire.transport_name
+
+    def ready(self, timeout_s: float) -> int | None:
+        return self._wire.ready(timeout_s)
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def exchange(self, request: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
+        """The container's reply. What AWS refuses is told as an `error` that any protocol reads."""
+        named = dict(request.headers)
+        signed = self._runtime.signed(request.body, "event-stream" in named.get("accept", ""), named["x-request-id"])
+        events = _Events()
+        refused = bytearray()
+        read: Read | None = None
+        for read in self._wire.exchange(signed, seen, timeouts):
+            if seen.status != 200:
+                refused += read.data
+                continue
+            if seen.headers.get("content-type", "") != EVENT_STREAM and not events.begun:
+                yield read  # a whole reply, or nothing that AWS would send
+                continue
+            seen.headers["content-type"] = seen.headers.get("x-amzn-sagemaker-content-type", "text/event-stream")
+            payload, failure = events.take(read.data)
+            if payload:
+                yield Read(read.t_ns, read.read_id, payload)
+            if failure is not None:
+                raise StreamFailed(failure)
+        if read is not None and refused:
+            sentence, seen.overloaded = refusal(
+                seen.status or 0, seen.headers.get("x-amzn-errortype", ""), _json(refused)
+            )
+            yield Read(read.t_ns, read.read_id, json.dumps({"error": sentence}).encode())
+        seen.body_ended = seen.body_ended and events.whole
+
+
+class _Events:
+    """The frames of an event stream, as they come in pieces."""
+
+    def __init__(self) -> None:
+        from botocore.eventstream import EventStreamBuffer, ParserError
+
+        self._buffer, self._error = EventStreamBuffer(), ParserError
+        self._open_bytes = 0
+        self.begun = False
+
+    @property
+    def whole(self) -> bool:
+        """Nothing of a frame has come without its rest."""
+        return self._open_bytes == 0
+
+    def take(self, data: bytes) -> tuple[bytes, str | None]:
+        """The payload that became whole, and what AWS says went wrong after it."""
+        self.begun = True
+        self._open_bytes += len(data)
+        parts: list[bytes] = []
+        try:
+            self._buffer.add_data(data)
+            for frame in self._buffer:
+                self._open_bytes -= frame.prelude.total_length
+                if frame.headers.get(":message-type") == "event":
+                    parts.append(frame.payload if frame.headers.get(":event-type") == "PayloadPart" else b"")
+                else:
+                    return b"".join(parts), _failure(frame.headers, frame.payload)
+        except self._error as error:
+            return b"".join(parts), f"no event stream: {error}"
+        return b"".join(parts), None
+
+
+def _failure(headers: Any, payload: bytes) -> str:
+    """What an exception's frame says, or an error's."""
+    said = _json(payload)
+    kind = headers.get(":exception-type") or headers.get(":error-code") or "error"
+    message = said.get("Message") or said.get("message") or headers.get(":error-message") or "no message"
+    return f"{kind}: {message}" + (f" ({said['ErrorCode']})" if said.get("ErrorCode") else "")
+
+
+def refusal(status: int, kind: str, said: dict[str, Any]) -> tuple[str, bool]:
+    """A sentence on what AWS answered instead of a stream, and whether it means: too much at once.
+
+    kind: `x-amzn-errortype`, which may have a URL behind a colon.
+    """
+    name = (kind or str(said.get("__type", ""))).partition(":")[0].rpartition("#")[2] or f"HTTP {status}"
+    message = said.get("message") or said.get("Message") or "no message"
+    original = said.get("OriginalStatusCode")
+    if original is not None:
+        return f"{name}: the container answered {original}: {said.get('OriginalMessage') or message}", original in (
+            429,
+            503,
+        )
+    remedy = f" ({REMEDIES[name]})" if name in REMEDIES else ""
+    return f"{name}: {message}{remedy}", name in THROTTLED
+
+
+def _json(data: bytes | bytearray) -> dict[str, Any]:
+    try:
+        said = json.loads(data)
+    except ValueError:
+        said = {"message": bytes(data[:200]).decode("utf-8", "replace")}
+    return said if isinstance(said, dict) else {}

@@ -1,0 +1,107 @@
+"""Where AWS takes an endpoint's requests, and who signs them: botocore's own rules, credential chain and profile.
+
+Source: botocore 1.44, data/sagemaker-runtime and auth.py.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from loadtest import redaction
+from loadtest.endpoints.base import EndpointError, parse_url
+from loadtest.transport.base import HttpRequest, Target
+
+SCHEME = "sagemaker://"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a `sagemaker://` URL names."""
+
+    name: str
+    region: str | None = None  # None: the environment's or the profile's
+    variant: str | None = None
+    component: str | None = None
+
+
+def parse(url: str) -> Place:
+    """`sagemaker://NAME?region=…&variant=…&inference-component=…`.
+
+    Raises: EndpointError.
+    """
+    parts = urlsplit(url)
+    name, said = parts.netloc, dict(parse_qsl(parts.query, keep_blank_values=True))
+    if not re.fullmatch(r"[A-Za-z0-9](-*[A-Za-z0-9]){0,62}", name) or parts.path.strip("/"):
+        raise EndpointError(f"{url} names no endpoint: write it as sagemaker://ENDPOINT_NAME?region=eu-west-1")
+    known = {"region", "variant", "inference-component"}
+    if unknown := sorted(said.keys() - known):
+        raise EndpointError(f"{url} says {unknown[0]}, which is none of {', '.join(sorted(known))}")
+    return Place(name, said.get("region"), said.get("variant"), said.get("inference-component"))
+
+
+class Runtime:
+    """Where AWS takes a place's requests, and who signs them: botocore's own rules, credential chain and profile."""
+
+    def __init__(self, place: Place) -> None:
+        """Raises: EndpointError where there is no region or there are no credentials; ModuleNotFoundError."""
+        import boto3
+        from botocore.exceptions import BotoCoreError
+
+        self.place = place
+        self._clients: dict[float, Any] = {}
+        self._session: Any = boto3.session.Session(region_name=place.region)
+        try:
+            self._credentials = self._session.get_credentials()
+            self.keys()
+            client = self.client_waiting(60.0)
+        except BotoCoreError as error:
+            raise EndpointError(f"AWS can't be asked: {error}") from error
+        self.region: str = client.meta.region_name
+        self.target: Target = parse_url(client.meta.endpoint_url)
+
+    def client_waiting(self, silence_s: float) -> Any:
+        """boto3's client, one for a process: a failure is a sample, never a retry hidden in a latency, and more users
+        than the ten of its default pool have a connection each.
+        """
+        from botocore.config import Config
+
+        if silence_s not in self._clients:
+            retries = {"total_max_attempts": 1, "mode": "standard"}
+            config = Config(retries=retries, max_pool_connections=10_000, read_timeout=silence_s)
+            self._clients[silence_s] = self._session.client("sagemaker-runtime", config=config)
+        return self._clients[silence_s]
+
+    def keys(self) -> Any:
+        """Of this moment: a chain that refreshes them does so here.
+
+        Raises: EndpointError where there are none.
+        """
+        if self._credentials is None:
+            raise EndpointError(
+                "there are no AWS credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or run where a role is"
+            )
+        keys = self._credentials.get_frozen_credentials()
+        for secret in (keys.access_key, keys.secret_key, keys.token):
+            redaction.keep(secret)
+        return keys
+
+    def signed(self, body: bytes, streamed: bool, request_id: str) -> HttpRequest:
+        """The request that carries a container's body."""
+        from botocore.auth import SigV4Auth
+        from botocore.awsrequest import AWSRequest
+
+        path = f"/endpoints/{self.place.name}/invocations{'-response-stream' if streamed else ''}"
+        headers = {
+            "content-type": "application/json",
+            "x-amzn-sagemaker-inference-id": request_id,
+            **({"x-amzn-sagemaker-accept": "text/event-stream"} if streamed else {"accept": "application/json"}),
+            **({"x-amzn-sagemaker-target-variant": self.place.variant} if self.place.variant else {}),
+            **({"x-amzn-sagemaker-inference-component": self.place.component} if self.place.component else {}),
+        }
+        asked = AWSRequest("POST", f"{self.target.origin}{self.target.path}{path}", data=body, headers=headers)
+        SigV4Auth(self.keys(), "sagemaker", self.region).add_auth(asked)
+        return HttpRequest("POST", path, tuple(asked.headers.items()), body)
