@@ -1,6 +1,7 @@
 """Prompts of exactly N tokens as the server counts them, seeded, never twice the same.
 
-Never twice, because a server that keeps prefixes would answer a repeated prompt from memory. The server is asked once
+Never twice, because a server that keeps prefixes would answer a repeated prompt from memory; how they begin can be
+shared on purpose. The server is asked once
 how many tokens each word of a list has, preceded by a space; a prompt is then a random row of words whose tokens add
 up. That sum is exact for tokenizers that never merge across a space (byte-level BPE, SentencePiece with split words),
 and the caller checks it on a prompt of every length before anything is measured.
@@ -8,9 +9,13 @@ and the caller checks it on a prompt of every length before anything is measured
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+from loadtest.plan import Cell
 
 #: Common English words: short, and mostly one token each in any vocabulary.
 WORDS = tuple(
@@ -29,6 +34,9 @@ WORDS = tuple(
     town table worker window sea boat river star minute second machine reader report question""".split()
 )
 
+#: Of lengths with 2 ** 96 prompts and more none is remembered, and memory does not grow: two of 10 ** 12 draws are one
+#: with a probability of 10 ** -5.
+ENOUGH_BITS = 96
 MOST_TRIES = 100  # for a prompt that was not made before
 
 
@@ -72,10 +80,20 @@ def word_lengths(tokens: Sequence[Offsets], words: Sequence[str] = WORDS) -> tup
     return lengths, around
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What every prompt begins with: as many tokens of words, drawn from a seed that processes may have in common. What
+    the server puts before a text (a BOS token, a chat's template) is the same in any case, and not counted here.
+    """
+
+    tokens: int
+    seed: int | str
+
+
 class Prompts:
     """Draws prompts. One per process and configuration, each with a seed of its own, so that none repeats another."""
 
-    def __init__(self, lengths: Mapping[str, int], around: int, seed: int | str) -> None:
+    def __init__(self, lengths: Mapping[str, int], around: int, seed: int | str, shared: Shared | None = None) -> None:
         """Raises: PromptError where no word is a single token: then not every length can be reached."""
         self._lengths = dict(lengths)
         self._around = around
@@ -83,11 +101,13 @@ class Prompts:
         self._single = [word for word in self._words if lengths[word] == 1]
         self._widest = max(lengths.values(), default=0)
         self._random = random.Random(seed)  # noqa: S311 - a load, not a secret
-        self._made: set[str] = set()
+        self._made: set[str] = set()  # of lengths that have few prompts
         if not self._single:
             raise PromptError(
                 "the server's tokenizer splits every known word: no prompt of an exact length can be made"
             )
+        self.shared_tokens = shared.tokens if shared else 0
+        self.shared_text = self._row(shared.tokens, random.Random(f"{shared.seed}-shared")) if shared else ""  # noqa: S311
 
     def lengthen(self, tokens: int) -> None:
         """From here on a prompt has so many tokens more than it is asked for: its endpoint cuts it to its length."""
@@ -103,17 +123,31 @@ class Prompts:
                 f"a prompt of {input_tokens} tokens can't be made: the server adds {self._around} by itself; "
                 f"ask for at least {self._around + 1}"
             )
+        own_tokens = input_tokens - self._around - self.shared_tokens
+        if own_tokens <= 0:
+            raise PromptError(
+                f"prompts of {input_tokens} tokens, {max(self._around, 0)} of them the server's own, can't share "
+                f"{self.shared_tokens} and differ: share at most {self.shared_tokens + own_tokens - 1}"
+            )
         for _ in range(MOST_TRIES):
-            prompt = self._row(input_tokens - self._around)
+            prompt = self.shared_text + self._row(own_tokens, self._random)
+            if own_tokens * math.log2(len(self._single)) >= ENOUGH_BITS:
+                return prompt
             if prompt not in self._made:
                 self._made.add(prompt)
                 return prompt
-        raise PromptError(f"all prompts of {input_tokens} tokens have been used: ask for longer ones")
+        fewer = " or share fewer" if self.shared_tokens else ""
+        raise PromptError(f"all prompts of {input_tokens} tokens have been used: ask for longer ones{fewer}")
 
-    def _row(self, tokens: int) -> str:
+    def drawn_for(self, cell: Cell) -> tuple[str, None]:
+        """A prompt of the cell's length; what its request asks for, the cell says."""
+        assert cell.input_tokens is not None, "a cell without a length is a dataset's"
+        return self.draw(cell.input_tokens), None
+
+    def _row(self, tokens: int, draw: random.Random) -> str:
         words: list[str] = []
         while tokens > 0:
-            choice = self._random.choice(self._words if tokens >= self._widest else self._single)
+            choice = draw.choice(self._words if tokens >= self._widest else self._single)
             words.append(choice)
             tokens -= self._lengths[choice]
         return "".join(f" {word}" for word in words)
