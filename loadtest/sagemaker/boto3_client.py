@@ -28,6 +28,7 @@ from loadtest.transport.base import (
     TimedOut,
     Timeouts,
     TransportError,
+    causes,
     monotonic_ns,
 )
 
@@ -48,7 +49,9 @@ class Boto3Connection:
         pass
 
     def exchange(self, request: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
+        from botocore.eventstream import ParserError
         from botocore.exceptions import BotoCoreError, ClientError, EventStreamError
+        from urllib3.exceptions import HTTPError
 
         place = self._runtime.place
         named = dict(request.headers)
@@ -62,7 +65,8 @@ class Boto3Connection:
             "InferenceId": named["x-request-id"],
             **{name: value for name, value in optional.items() if value is not None},
         }
-        client = self._runtime.client_waiting(min(max(timeouts.first_byte_s, timeouts.gap_s), timeouts.total_s))
+        silence_s = min(max(timeouts.first_byte_s, timeouts.gap_s), timeouts.total_s)
+        client = self._runtime.client_waiting(silence_s)
         seen.started_ns = self._clock()
         try:
             call = client.invoke_endpoint_with_response_stream if streamed else client.invoke_endpoint
@@ -81,13 +85,15 @@ class Boto3Connection:
             raise StreamFailed(
                 f"{told.get('Code')}: {told.get('Message') or 'no message'}" + (f" ({code})" if code else "")
             ) from error
+        except ParserError as error:
+            raise StreamFailed(f"no event stream: {error}") from error
         except ClientError as error:
             seen.status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             told = {**error.response, "message": error.response["Error"].get("Message")}
             sentence, seen.overloaded = refusal(seen.status, error.response["Error"].get("Code", ""), told)
             yield Read(self._clock(), 1, json.dumps({"error": sentence}).encode())
-        except BotoCoreError as error:
-            raise _told(error, seen) from error
+        except (BotoCoreError, HTTPError) as error:  # what breaks inside a stream comes as urllib3 says it
+            raise _told(error, seen, silence_s) from error
 
     def _parts(self, body: Any, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
         assert seen.started_ns is not None
@@ -102,12 +108,14 @@ class Boto3Connection:
             body.close()
 
 
-def _told(error: Exception, seen: Seen) -> TransportError:
-    """The transport's name for what went wrong under the client."""
-    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
-
-    if isinstance(error, ReadTimeoutError | ConnectTimeoutError):
-        return TimedOut(str(error))
+def _told(error: Exception, seen: Seen, silence_s: float) -> TransportError:
+    """The transport's name for what went wrong under the client. The first cause knows best."""
+    chain = list(causes(error))
+    if any("Timeout" in type(each).__name__ for each in chain):
+        return TimedOut(f"nothing arrived for {silence_s:g} s")
+    broken = next((each for each in reversed(chain) if isinstance(each, OSError) and each.strerror), None)
+    if broken is not None:
+        return ConnectionBroken(str(broken.strerror))
     if seen.status is not None:
         return BodyCut("the connection closed inside the body")
     return ConnectionBroken(str(error))

@@ -5,6 +5,7 @@ Source: botocore 1.44, data/sagemaker-runtime and auth.py.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -48,15 +49,21 @@ class Runtime:
     def __init__(self, place: Place) -> None:
         """Raises: EndpointError where there is no region or there are no credentials; ModuleNotFoundError."""
         import boto3
-        from botocore.exceptions import BotoCoreError
+        from botocore.exceptions import BotoCoreError, NoRegionError
 
         self.place = place
         self._clients: dict[float, Any] = {}
-        self._session: Any = boto3.session.Session(region_name=place.region)
+        self._session: Any = boto3.session.Session(
+            region_name=place.region or os.environ.get("AWS_REGION")  # which boto3, of all SDKs, doesn't read
+        )
         try:
             self._credentials = self._session.get_credentials()
             self.keys()
             client = self.client_waiting(60.0)
+        except NoRegionError as error:
+            raise EndpointError(
+                f"there is no region: write {SCHEME}{place.name}?region=eu-west-1, or set AWS_REGION"
+            ) from error
         except BotoCoreError as error:
             raise EndpointError(f"AWS can't be asked: {error}") from error
         self.region: str = client.meta.region_name

@@ -2,8 +2,9 @@
 
 `python -m loadtest.truth` prints `{"port": N}` once it listens on 127.0.0.1 and ends on SIGTERM, SIGINT, or when its
 stdin closes. One thread, no blocking: a heap of due times, an epoll set, sockets that never wait. It serves
-`POST /generate_stream`, `POST /tokenize`, `GET /info`, `GET /health`, and with `--openai` `POST /v1/completions` and
-`/v1/chat/completions`. `GET /truth` gives the records as JSON lines, `DELETE /truth` forgets all streams so far.
+`POST /generate_stream` (as `/invocations` too), `POST /tokenize`, `GET /info`, `GET /health`, and with `--openai`
+`POST /v1/completions` and `/v1/chat/completions`. `GET /truth` gives the records as JSON lines, `DELETE /truth` forgets
+all streams so far.
 
 - A token is one `send()`, and `time.monotonic_ns()` is read immediately before it. The clock is one for all processes
   of the machine. All that follows the last token goes out in the last token's send; the head (for chat with the role

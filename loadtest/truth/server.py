@@ -215,7 +215,7 @@ class Server:
     def _answer(self, connection: Connection, request: Request) -> None:
         """Raises: Refused, OSError."""
         match request.method, request.path:
-            case "POST", "/generate_stream":
+            case "POST", ("/generate_stream" | "/invocations"):
                 self._begin(connection, request, self.scripts.tgi(request.json()))
             case "POST", ("/v1/completions" | "/v1/chat/completions") if self.openai:
                 chat = request.path.endswith("/chat/completions")

@@ -19,7 +19,13 @@ MOST_BODY_BYTES = 4 * 1024 * 1024
 MOST_TOKENS = 1_000_000
 TEXT = " token"  # of every token
 MODEL = "truth"
-INFO = {"model_id": MODEL, "max_input_tokens": MOST_TOKENS - 1, "max_total_tokens": MOST_TOKENS, "slots": None}
+INFO = {
+    "model_id": MODEL,
+    "router": "tokenclock",
+    "max_input_tokens": MOST_TOKENS - 1,
+    "max_total_tokens": MOST_TOKENS,
+    "slots": None,
+}
 REQUEST_LINE = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.1")
 BODY_END = b"0\r\n\r\n"
 
