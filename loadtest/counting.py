@@ -7,20 +7,22 @@ and whether each word is one token; only where one isn't are halves of the list 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.endpoints.base import Endpoint, EndpointError, Piece
+from loadtest.endpoints.base import Endpoint, EndpointError, Piece, Prompt
 from loadtest.measure import Order, measure
 from loadtest.plan import Cell
-from loadtest.prompts import WORDS, Prompts, probe_text, word_lengths
+from loadtest.prompts import WORDS, PromptError, Prompts, Shared, probe_text, word_lengths
 from loadtest.transport.base import Connection, Timeouts
 from loadtest.verdict import Verdict
 
 Count = Callable[[str], int]
 MOST_WORDS = 64  # where replies count: a text of them all, twice, must fit a small model
+ONE_EACH = dict.fromkeys(WORDS[:MOST_WORDS], 1)  # tokens, where nothing counts them
+SHARED = "all of them are to share: leave out --shared-prefix-tokens"
 GENERATED = {Verdict.COMPLETE, Verdict.STOPPED_EARLY, Verdict.EMPTY}
 
 
@@ -28,12 +30,11 @@ class Uncounted(Exception):
     """The reply came, and says nothing of the prompt's length."""
 
 
-def by_reply(endpoint: Endpoint, connection: Connection, timeouts: Timeouts) -> Count:
+def by_reply(endpoint: Endpoint, connection: Connection, timeouts: Timeouts) -> Callable[[Prompt], int]:
     """Raises, when called: Uncounted; EndpointError where the endpoint refuses a request as it will be measured."""
-    numbers = itertools.count()
 
-    def count(prompt: str) -> int:
-        order = Order(f"tokenclock-count-{next(numbers)}", Cell(None, None, 1, 0, 1), "warmup", prompt, 0)
+    def count(prompt: Prompt) -> int:
+        order = Order(str(uuid.uuid4()), Cell(None, None, 1, 0, 1), "warmup", prompt, 0)
         seen = measure(connection, endpoint, order, run="", process=0, user=0, timeouts=timeouts)
         if seen.verdict not in GENERATED:
             hint = "; is --api-key right?" if seen.status in (401, 403) else ""
@@ -74,12 +75,15 @@ class PromptMaker:
     tokenizer: Path | None
     seed: str
     timeouts: Timeouts
+    shared: Shared | None = None
 
     def prompts(self, lengths: Sequence[int]) -> tuple[Prompts, list[str]]:
         """Prompts, and what is to be said of their lengths: a clause each, none where they are exact.
 
         Raises: EndpointError, TransportError, PromptError.
         """
+        if not lengths:
+            return self._made_of(ONE_EACH, 0), []
         pieces = self.endpoint.tokenize(self.connection, probe_text())
         count: Count
         if pieces is not None:
@@ -90,33 +94,41 @@ class PromptMaker:
                 found = lengths_by_counts(count, WORDS[:MOST_WORDS])
             except Uncounted:
                 return self._uncounted()
-        prompts = Prompts(*found, seed=self.seed)
+        prompts = self._made_of(*found)
         return prompts, [said for length in lengths if (said := self._wrong(prompts, count, length))]
+
+    def _made_of(self, lengths: Mapping[str, int], around: int) -> Prompts:
+        return Prompts(lengths, around, self.seed, self.shared)
 
     def _by_route(self, text: str) -> int:
         return len(self.endpoint.tokenize(self.connection, text) or ())
 
     def _wrong(self, prompts: Prompts, count: Count, length: int) -> str | None:
         counted = count(prompts.draw(length))
-        if self.endpoint.truncates:  # what is too long is cut to the length; what is too short gets more words
+        if self.endpoint.truncates and self.shared is None:
+            # What is too long is cut to the length, at its begin; what is too short gets more words.
             while counted < length:
                 prompts.lengthen(length - counted)
                 counted = count(prompts.draw(length))
             return None
         if counted == length:
             return None
-        return f"a prompt made of {length} tokens has {counted} by the server's count: its tokenizer merges words"
+        said = f"a prompt made of {length} tokens has {counted} by the server's count: its tokenizer merges words"
+        if self.endpoint.truncates:
+            raise PromptError(f"{said}, and would be cut at its begin, which {SHARED}")
+        return said
 
     def _uncounted(self) -> tuple[Prompts, list[str]]:
+        if self.shared is not None and self.endpoint.truncates:
+            raise PromptError(f"the endpoint counts no prompts, and cuts longer ones at their begin, which {SHARED}")
         if self.tokenizer is not None:
             tokenize = by_tokenizer(self.tokenizer)
             said = f"the endpoint counts no prompts; {self.tokenizer} does, which knows nothing of a chat's template"
-            return Prompts(*word_lengths(tokenize(probe_text())), seed=self.seed), [said]
-        one_each = dict.fromkeys(WORDS[:MOST_WORDS], 1)
+            return self._made_of(*word_lengths(tokenize(probe_text()))), [said]
         if self.endpoint.truncates:
-            return Prompts(one_each, 0, seed=self.seed), []
+            return self._made_of(ONE_EACH, 0), []
         said = "the endpoint counts no prompts: a word is taken for a token; --tokenizer would count"
-        return Prompts(one_each, 0, seed=self.seed), [said]
+        return self._made_of(ONE_EACH, 0), [said]
 
 
 def by_tokenizer(path: Path) -> Callable[[str], list[Piece]]:

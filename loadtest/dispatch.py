@@ -6,6 +6,8 @@ measures it, and calls `done`. No locust here: it only runs the users.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
@@ -14,11 +16,18 @@ import gevent
 from gevent.event import AsyncResult
 from gevent.queue import Queue
 
+from loadtest.endpoints.base import Prompt
 from loadtest.measure import Order
-from loadtest.plan import Cell
-from loadtest.prompts import Prompts
+from loadtest.plan import Asked, Cell
 from loadtest.sample import Sample
 from loadtest.transport.base import Clock, monotonic_ns
+
+
+class Source(Protocol):
+    """Where prompts come from."""
+
+    def drawn_for(self, cell: Cell) -> tuple[Prompt, Asked | None]:
+        """The next prompt and what its request asks for; None: what the cell says."""
 
 
 class Dispatch(Protocol):
@@ -32,17 +41,18 @@ class Dispatch(Protocol):
 
 
 def ids(run: str, process: int) -> Iterator[str]:
-    """Request ids that are unique in a run: `<run>-<process>-<number>`."""
-    number = 0
-    while True:
-        yield f"{run}-{process}-{number}"
-        number += 1
+    """Request ids that are unique in a run, as UUIDs, since servers there are that take no others: of version 8, the
+    run's hash, the process and the number.
+    """
+    digest = hashlib.sha256(run.encode()).hexdigest()
+    for number in itertools.count():
+        yield f"{digest[:8]}-{digest[8:12]}-8{process & 0xFFF:03x}-8000-{number:012x}"
 
 
 class Waves:
     """The requests of a wave are released together; the next wave waits for the last of them."""
 
-    def __init__(self, prompts: Prompts, next_id: Iterator[str], clock: Clock = monotonic_ns) -> None:
+    def __init__(self, prompts: Source, next_id: Iterator[str], clock: Clock = monotonic_ns) -> None:
         self._prompts = prompts
         self._next_id = next_id
         self._clock = clock
@@ -72,11 +82,11 @@ class Waves:
         """
         for wave in range(waves):
             users = [self._waiting.get() for _ in range(cell.concurrency)]
-            prompts = [self._prompts.draw(cell.input_tokens) for _ in users]
+            drawn = [self._prompts.drawn_for(cell) for _ in users]
             request_ids = [next(self._next_id) for _ in users]
             now = self._clock()
-            for user, prompt, request_id in zip(users, prompts, request_ids, strict=True):
-                user.set(Order(request_id, cell.in_wave(wave), phase, prompt, now))
+            for user, (prompt, asked), request_id in zip(users, drawn, request_ids, strict=True):
+                user.set(Order(request_id, cell.in_wave(wave), phase, prompt, now, asked))
             yield [self._done.get() for _ in users]
 
 
@@ -93,7 +103,7 @@ class ClosedLoop:
     def __init__(
         self,
         cell: Cell,
-        prompts: Prompts,
+        prompts: Source,
         next_id: Iterator[str],
         users: Callable[[], tuple[int, int]],
         clock: Clock = monotonic_ns,
@@ -116,7 +126,8 @@ class ClosedLoop:
         phase = "warmup" if last is None else "steady" if running == wanted else "ramp"
         scheduled_ns = self._clock() if last is None or last.status is None else last.ended_ns
         cell = replace(self._cell, concurrency=wanted)
-        return Order(next(self._next_id), cell, phase, self._prompts.draw(cell.input_tokens), scheduled_ns)
+        prompt, asked = self._prompts.drawn_for(cell)
+        return Order(next(self._next_id), cell, phase, prompt, scheduled_ns, asked)
 
     def done(self, user: int, sample: Sample) -> None:
         self._last[user] = sample

@@ -12,7 +12,8 @@ from typing import Any
 from gevent import GreenletExit
 
 from loadtest.endpoints.base import Endpoint, Prompt, Reading
-from loadtest.plan import Cell
+from loadtest.plan import Asked, Cell
+from loadtest.redaction import hide
 from loadtest.sample import Event, Got, Sample
 from loadtest.sse import Parser, SseError
 from loadtest.transport.base import (
@@ -30,6 +31,7 @@ from loadtest.transport.base import (
 from loadtest.verdict import Outcome, judge
 
 LONGEST_ERROR_BODY = 65536  # bytes kept of a body whose status is not 200
+LONGEST_BODY = 2**24  # bytes kept of a reply that comes whole
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what an event can do to its reader
 
 
@@ -42,6 +44,7 @@ class Order:
     phase: str
     prompt: Prompt
     scheduled_ns: int
+    asked: Asked | None = None  # its own; None: what the cell says
 
 
 @dataclass(slots=True)
@@ -77,19 +80,20 @@ def measure(
     A greenlet that is killed meanwhile gives a `cancelled` sample; the caller sees GreenletExit at its next switch.
     """
     seen, tally, parser = Seen(), Tally([]), Parser()
-    request = endpoint.request(order.prompt, order.cell.new_tokens, order.id, order.cell.input_tokens)
-    error_body = bytearray()
+    demanded = order.cell.demands(order.asked)
+    request = endpoint.request(order.prompt, demanded.new_tokens, order.id, demanded.input_tokens)
+    body = bytearray()  # of an error, or of a reply that comes whole
     broken = timed_out = None
     cancelled = False
     last_ns: int | None = None
     try:
-        is_stream = None  # as soon as the headers say
+        as_asked: bool | None = None  # as soon as the headers say
         for read in connection.exchange(request, seen, timeouts):
             last_ns = read.t_ns
-            if is_stream is None:
-                is_stream = seen.status == 200 and not not_a_stream(seen, endpoint)
-            if not is_stream:
-                error_body += read.data[: LONGEST_ERROR_BODY - len(error_body)]
+            if as_asked is None:
+                as_asked = seen.status == 200 and not other_than_asked(seen, endpoint)
+            if not (as_asked and endpoint.streams):
+                body += read.data[: (LONGEST_BODY if as_asked else LONGEST_ERROR_BODY) - len(body)]
                 continue
             for event in parser.feed(read.data):
                 try:
@@ -110,13 +114,16 @@ def measure(
         connection.close()
     else:
         last_ns = last_ns or seen.headers_ns
+        if as_asked and not endpoint.streams and last_ns is not None:
+            whole = endpoint.read_whole(bytes(body), seen.headers)
+            _take(tally, whole._replace(text=""), last_ns, 1)  # nobody saw when its text began
     ended_ns = last_ns if seen.body_ended and last_ns is not None else clock()
-    if seen.status == 200 and (instead := not_a_stream(seen, endpoint)):
-        tally.error = f"{instead}, not {endpoint.media_type}: {endpoint.error_of(bytes(error_body))}"
+    if seen.status == 200 and (instead := other_than_asked(seen, endpoint)):
+        tally.error = f"{instead}, not {endpoint.media_type}: {endpoint.error_of(bytes(body))}"
     elif seen.status is not None and 300 <= seen.status < 400 and "location" in seen.headers:
         tally.error = f"redirects to {seen.headers['location']!r}: measure that URL itself"
     elif seen.status not in (None, 200):
-        tally.error = endpoint.error_of(bytes(error_body))
+        tally.error = endpoint.error_of(bytes(body))
     # A server's count is of a finished reply: it neither fills up one that broke off nor makes tokens that never came.
     counted = (tally.new_tokens or None) if tally.finished and tally.events else None
     new_tokens = tally.tokens if counted is None else counted
@@ -125,7 +132,7 @@ def measure(
             status=seen.status,
             overloaded=seen.overloaded,
             tokens=new_tokens,
-            demanded=0 if tally.stopped and not endpoint.suppresses_eos else order.cell.new_tokens,
+            demanded=0 if tally.stopped and not endpoint.suppresses_eos else demanded.new_tokens,
             finished=tally.finished and (seen.body_ended or not endpoint.needs_clean_end),
             error=tally.error,
             broken=broken,
@@ -152,14 +159,16 @@ def measure(
         clock=seen.clock,
         transport=connection.transport_name,
         verdict=verdict,
-        detail=detail,
+        detail=None if detail is None else hide(detail),
         status=seen.status,
         server=tally.server,
+        asked=order.asked,
+        streamed=endpoint.streams,
     )
 
 
-def not_a_stream(seen: Seen, endpoint: Endpoint) -> str | None:
-    """What a reply is instead of a stream that can be read as it comes: its type, or its compression."""
+def other_than_asked(seen: Seen, endpoint: Endpoint) -> str | None:
+    """What a reply is instead of one that can be read as it comes: its type, or its compression."""
     kind, coding = seen.headers.get("content-type", endpoint.media_type), seen.headers.get("content-encoding")
     if coding is not None:
         return f"the answer is compressed ({coding})"

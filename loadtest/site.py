@@ -4,15 +4,21 @@ exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loadtest.counting import PromptMaker
-from loadtest.endpoints.base import Description, Endpoint, EndpointError
-from loadtest.endpoints.choice import Wanted, choose
-from loadtest.prompts import PromptError, Prompts
-from loadtest.transport.base import Connect, Target, Timeouts, TransportError
+from loadtest.counting import PromptMaker, Uncounted, by_reply
+from loadtest.datasets import Dataset, DatasetPrompts, Order, notes
+from loadtest.dispatch import Source
+from loadtest.endpoints.base import Description, Endpoint, EndpointError, Prompt
+from loadtest.endpoints.choice import Chosen, Wanted, choose
+from loadtest.prompts import PromptError, Shared
+from loadtest.transport.base import Connect, Connection, Target, Timeouts, TransportError
+
+#: What is sent once for each kind of line before a run: a line of its own would be in a prefix cache from then on.
+TRIES: dict[str, Prompt] = {"text": "the", "token ids": [1], "messages": [{"role": "user", "content": "the"}]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +30,16 @@ class Site:
     connect: Connect  # for what is timed
     endpoint: Endpoint
     description: Description
-    prompts: Prompts
+    prompts: Source
     notes: tuple[str, ...] = ()  # what was guessed or couldn't be made sure of, a clause each
+
+
+class NoCounts(EndpointError):
+    """It answers, and no prompt's length can be learned from it; the message says what it does instead."""
+
+    def __init__(self, message: str, site: Site) -> None:
+        super().__init__(message)
+        self.site = site  # it can be asked all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +51,89 @@ class Look:
     wanted: Wanted = field(default_factory=Wanted)
     tokenizer: Path | None = None  # a tokenizer.json that is said to be the endpoint's
     timeouts: Timeouts = field(default_factory=Timeouts)
+    shared: Shared | None = None  # what all synthetic prompts begin with
 
     def at(self, url: str, seed: str, lengths: Iterable[int], total_tokens: int) -> Site:
-        """Ask the endpoint what it is, and prove that prompts have the length they should.
+        """Ask the endpoint what it is, and prove that prompts have the length they should. Without `lengths` nothing
+        is counted, and a prompt's word is taken for a token.
+
+        Raises: EndpointError with what it said and the remedy; NoCounts among them.
+        """
+        with self._first_look(url) as (chosen, connection, description):
+            most = description.max_total_tokens
+            if most is not None and total_tokens > most:
+                raise EndpointError(
+                    f"{url} takes at most {most} tokens, prompt and new ones together; this run needs "
+                    f"{total_tokens}: serve a longer model or measure shorter cells"
+                )
+            maker = PromptMaker(chosen.endpoint, connection, self.tokenizer, seed, self.timeouts, self.shared)
+            try:
+                prompts, said = maker.prompts(sorted(set(lengths)))
+            except EndpointError as error:
+                said = [f"no prompt could be counted, a word is taken for a token: {error}"]
+                uncounted = self._site(url, chosen, description, maker.prompts(())[0], said)
+                raise NoCounts(str(error), uncounted) from error
+        if self.shared is not None:
+            said.append(f"all prompts share their first {self.shared.tokens} tokens; the rest is never twice the same")
+        return self._site(url, chosen, description, prompts, said)
+
+    def at_with(self, url: str, seed: str, dataset: Dataset, order: Order) -> Site:
+        """Ask the endpoint what it is, and whether it takes each kind of line that the dataset has.
 
         Raises: EndpointError with what it said and the remedy.
         """
+        said = list(notes(dataset, order))
+        with self._first_look(url) as (chosen, connection, description):
+            most, longest = description.max_total_tokens, dataset.longest
+            if most is not None and longest.least_tokens > most:
+                raise EndpointError(
+                    f"{url} takes at most {most} tokens, prompt and new ones together; {dataset.name}, line "
+                    f"{longest.number}, needs {longest.least_tokens} or more: serve a longer model or leave it out"
+                )
+            count = by_reply(chosen.endpoint, connection, self.timeouts)
+            for line in dataset.first_of_each_kind():
+                try:
+                    chosen.endpoint.request(line.prompt, line.asked.new_tokens, "tokenclock-try", None)
+                    count(TRIES[line.kind])
+                except Uncounted:
+                    said.append(f"the endpoint counts no prompts ({line.kind}): there will be no total throughput")
+                except EndpointError as error:
+                    raise EndpointError(f"{dataset.name}, line {line.number}: {error}") from error
+        return self._site(url, chosen, description, DatasetPrompts(dataset, order, seed), said)
+
+    @contextmanager
+    def _first_look(self, url: str) -> Iterator[tuple[Chosen, Connection, Description]]:
         try:
             chosen = choose(url, self.wanted, self.control)
             connection = chosen.control(self.control)(chosen.target)
             try:
                 description = chosen.endpoint.describe(connection)
-                most = description.max_total_tokens
-                if most is not None and total_tokens > most:
-                    raise EndpointError(
-                        f"{url} takes at most {most} tokens, prompt and new ones together; this run needs "
-                        f"{total_tokens}: serve a longer model or measure shorter cells"
-                    )
-                maker = PromptMaker(chosen.endpoint, connection, self.tokenizer, seed, self.timeouts)
-                prompts, notes = maker.prompts(sorted(set(lengths)))
+                yield self._accepted(chosen, connection), connection, description
             finally:
                 connection.close()
         except TransportError as error:
             raise EndpointError(f"{url} does not answer: {error}; is it running, and is the URL right?") from error
         except PromptError as error:
             raise EndpointError(str(error)) from error
-        said = f"{chosen.endpoint.protocol}: {chosen.why}"
+
+    def _accepted(self, chosen: Chosen, connection: Connection) -> Chosen:
+        """The endpoint, asked without the fields that it refuses: strict servers take none that they don't know."""
+        while chosen.endpoint.optional:
+            try:
+                by_reply(chosen.endpoint, connection, self.timeouts)("the")
+            except Uncounted:
+                break
+            except EndpointError as refusal:
+                less = chosen.endpoint.without(str(refusal))
+                if less is None:
+                    break  # it is met again where prompts are counted; a probe shows it
+                left_out = ", ".join(sorted(each for each in less.optional if each in str(refusal))) or "max_tokens"
+                chosen = replace(chosen, endpoint=less, why=f"{chosen.why}; it takes no {left_out}")
+            else:
+                break
+        return chosen
+
+    def _site(self, url: str, chosen: Chosen, description: Description, prompts: Source, said: Iterable[str]) -> Site:
+        spoken = f"{chosen.endpoint.protocol}: {chosen.why}"
         connect = chosen.connect(self.connect)
-        return Site(url, chosen.target, connect, chosen.endpoint, description, prompts, (said, *notes))
+        return Site(url, chosen.target, connect, chosen.endpoint, description, prompts, (spoken, *said))

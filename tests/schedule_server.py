@@ -51,7 +51,13 @@ REFUSALS = {
     "http_500": (500, {"error": "Incomplete generation", "error_type": "incomplete_generation"}),
     "overloaded": (429, {"error": "Model is overloaded", "error_type": "overloaded"}),
 }
-INFO = {"model_id": "schedule-server", "max_input_tokens": 4095, "max_total_tokens": 4096, "slots": 4}
+INFO = {
+    "model_id": "schedule-server",
+    "max_input_tokens": 4095,
+    "max_total_tokens": 4096,
+    "router": "tokenclock",
+    "slots": 4,
+}
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
     b"transfer-encoding: chunked\r\n\r\n"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import orjson
 
+from loadtest.redaction import hide
 from loadtest.sse import ServerSentEvent
 from loadtest.transport.base import Connection, HttpRequest, Target, fetch
 
 #: A text, token ids, or the messages of a conversation: what a request's prompt may be.
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+EVENTS, WHOLE = "text/event-stream", "application/json"  # media types of replies
 JSON = (("content-type", "application/json"),)
 LONGEST_EXCERPT = 200  # characters of a stranger's bytes in a message
 
@@ -58,8 +60,12 @@ class Endpoint(Protocol):
         """`tgi`, for run.json."""
 
     @property
+    def streams(self) -> bool:
+        """A reply comes as events; else it comes whole, and has a latency only."""
+
+    @property
     def media_type(self) -> str:
-        """What a stream's content-type begins with."""
+        """What a reply's content-type begins with."""
 
     @property
     def route(self) -> str:
@@ -77,6 +83,13 @@ class Endpoint(Protocol):
     def truncates(self) -> bool:
         """A request says how many tokens of its prompt are kept, so one that is too long comes out exact."""
 
+    @property
+    def optional(self) -> Collection[str]:
+        """Fields of a request that it can do without: see `without`."""
+
+    def without(self, refusal: str) -> Endpoint | None:
+        """The endpoint asked without what a refusal names; None where that can't be left out."""
+
     def request(self, prompt: Prompt, new_tokens: int, request_id: str, input_tokens: int | None = None) -> HttpRequest:
         """Ask for `new_tokens`, EOS suppressed, streamed; and to keep `input_tokens` of the prompt, where one can.
 
@@ -84,6 +97,9 @@ class Endpoint(Protocol):
         """
 
     def read(self, event: ServerSentEvent) -> Reading: ...
+
+    def read_whole(self, body: bytes, headers: Mapping[str, str]) -> Reading:
+        """What a reply says that did not stream. header names are in lower case."""
 
     def error_of(self, body: bytes) -> str:
         """The message in a body whose status is not 200."""
@@ -144,4 +160,5 @@ def whole_number(said: object) -> int | None:
 
 
 def excerpt(data: bytes) -> str:
-    return repr(data[:LONGEST_EXCERPT].decode("utf-8", "replace"))
+    text = hide(data[: 8 * LONGEST_EXCERPT].decode("utf-8", "replace"))  # before the cut, which may leave half a secret
+    return repr(text[:LONGEST_EXCERPT])

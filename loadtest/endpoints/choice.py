@@ -11,7 +11,7 @@ from typing import Any, Literal
 from loadtest import redaction
 from loadtest.endpoints.base import JSON, Endpoint, EndpointError, ask, parse_url
 from loadtest.endpoints.openai import HONOUR_IGNORE_EOS, ROUTES, OpenAiEndpoint, models
-from loadtest.endpoints.tgi import TgiEndpoint
+from loadtest.endpoints.tgi import INVOCATIONS, TgiEndpoint
 from loadtest.sagemaker import runtime as aws
 from loadtest.sagemaker.connection import SageMakerConnection
 from loadtest.transport.base import Connect, Connection, HttpRequest, Target
@@ -39,6 +39,7 @@ class Wanted:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     transport: str = "gevent"  # of what is timed
+    streams: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ def choose(url: str, wanted: Wanted, control: Connect) -> Chosen:
     """
     if url.startswith(aws.SCHEME):
         return _behind_aws(url, wanted)
+    if wanted.transport == "huggingface_hub" and not wanted.streams:
+        raise EndpointError("--transport huggingface_hub only streams: leave out --no-stream, or the transport")
     if wanted.transport == "boto3":
         raise EndpointError("boto3 carries requests to sagemaker:// URLs only: leave --transport out")
     base = parse_url(url)
@@ -85,8 +88,8 @@ def _as(kind: str, target: Target, wanted: Wanted, control: Connect, why: str) -
     """An endpoint of a kind, with what it says of itself taken into account."""
     target = _keyed(target, kind, wanted)
     if kind not in KINDS:
-        route = "/invocations" if kind == "sagemaker" else "/generate_stream"
-        plain = TgiEndpoint(route, kind, wanted.extra_body)
+        route = INVOCATIONS if kind == "sagemaker" else "/generate_stream" if wanted.streams else "/generate"
+        plain = TgiEndpoint(route, kind, wanted.extra_body, streams=wanted.streams)
         with closing(control(target)) as connection:
             status, info = ask(connection, HttpRequest("GET", "/info"))
         there = status == 200 and isinstance(info, dict)
@@ -101,7 +104,9 @@ def _as(kind: str, target: Target, wanted: Wanted, control: Connect, why: str) -
         raise EndpointError(f"{target.origin}{target.path}/v1/models lists no model: say --model")
     found = next((each for each in listed if model in (None, each.get("id"))), {})
     model, owner = model or str(found.get("id")), found.get("owned_by")
-    endpoint = OpenAiEndpoint(KINDS[kind], model, wanted.extra_body, suppresses_eos=owner in HONOUR_IGNORE_EOS)
+    endpoint = OpenAiEndpoint(
+        KINDS[kind], model, wanted.extra_body, suppresses_eos=owner in HONOUR_IGNORE_EOS, streams=wanted.streams
+    )
     return Chosen(target, endpoint, f"{why}; model {model}")
 
 
@@ -119,15 +124,17 @@ def _behind_aws(url: str, wanted: Wanted) -> Chosen:
             KINDS[wanted.kind],
             wanted.model,
             wanted.extra_body,
+            streams=wanted.streams,
             suppresses_eos=False,
             invocations=True,
             has_other_routes=False,
         )
     else:
         endpoint = TgiEndpoint(
-            "/invocations",
+            INVOCATIONS,
             "sagemaker",
             wanted.extra_body,
+            streams=wanted.streams,
             suppresses_eos=False,
             needs_clean_end=True,
             has_other_routes=False,
@@ -150,6 +157,8 @@ def _keyed(target: Target, kind: str, wanted: Wanted) -> Target:
     """The target with the headers that every request carries. A key is told to `redaction` before anything is sent."""
     variable = KEYS[kind.partition("-")[0]]
     key = wanted.api_key or os.environ.get(variable)
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise EndpointError(f"${variable} holds a line's end, or what isn't ASCII: a header can't carry it")
     named = {name.lower() for name, _ in wanted.headers}
     for secret in (key, *(value for name, value in wanted.headers)):
         redaction.keep(secret)

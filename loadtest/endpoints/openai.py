@@ -1,42 +1,40 @@
-"""OpenAI's chat and completions streams, as OpenAI, vLLM, SGLang, TGI and this project's server write them.
+"""OpenAI's chat and completions, as OpenAI, vLLM, SGLang, TGI, llama.cpp and this project's server take them.
 
-A chunk is a token event if it lists tokens (`token_ids`, `logprobs`) or has text, reasoning included: a role alone is
-none. `finish_reason` ends a stream together with a clean end of the body; `usage` may come after it, or never, and so
-may `[DONE]`. The request asks for what any server takes, and for `ignore_eos`, which is vLLM's.
-Source: openai/openai-openapi (CreateChatCompletionStreamResponse, CreateCompletionResponse);
-vllm-project/vllm, vllm/entrypoints/openai/protocol.py.
+The request asks for what any server takes, and for `ignore_eos`, which is vLLM's; a server that refuses a field is
+asked without it. What comes back: `openai_reply.py`.
+Source: openai/openai-openapi; vllm-project/vllm, vllm/entrypoints/openai/protocol.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import orjson
 
 from loadtest.endpoints.base import (
+    EVENTS,
     JSON,
+    WHOLE,
     Description,
     EndpointError,
     Piece,
     Prompt,
     Reading,
     ask,
-    excerpt,
     whole_number,
     without_nulls,
 )
+from loadtest.endpoints.openai_reply import message_of, read_event, read_whole
 from loadtest.sse import ServerSentEvent
 from loadtest.transport.base import Connection, HttpRequest
 
 ROUTES = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+OPTIONAL = ("ignore_eos", "stream_options", "temperature")  # asked for where they are taken
 HONOUR_IGNORE_EOS = {"vllm", "sglang", "tokenclock"}  # `owned_by` of the models of servers that know the parameter
 NEW_TOKENS = "{new_tokens}"  # as a value of `extra_body`: the number that the request asks for
-SAID_TO_KEEP_ALIVE = {"ping", "heartbeat", "keep-alive", "keepalive"}  # names of events that carry nothing
-NOT_THE_END = {"error", "abort"}  # finish reasons of vLLM and OpenRouter: the generation failed
-HIDDEN = ("reasoning_content", "reasoning", "tool_calls", "function_call")  # generated, and not the answer's text
 REFUSED = re.compile(r"unrecogni[sz]ed|unsupported|not supported|not permitted|unknown|unexpected", re.IGNORECASE)
 
 
@@ -53,10 +51,15 @@ class OpenAiEndpoint:
     suppresses_eos: bool = True
     invocations: bool = False  # SageMaker's route instead of OpenAI's own
     has_other_routes: bool = True  # a SageMaker endpoint has none
+    streams: bool = True
 
     truncates: ClassVar[bool] = False
-    media_type: ClassVar[str] = "text/event-stream"
+    optional: ClassVar[Collection[str]] = OPTIONAL
     needs_clean_end: ClassVar[bool] = True  # the finish is no last event: usage, an error or a cut may follow
+
+    @property
+    def media_type(self) -> str:
+        return EVENTS if self.streams else WHOLE
 
     @property
     def protocol(self) -> str:
@@ -71,8 +74,8 @@ class OpenAiEndpoint:
             "model": self.model,
             **self._prompt(prompt),
             "max_tokens": new_tokens,  # TGI and Ollama know no `max_completion_tokens`; OpenAI refuses both at once
-            "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream": self.streams,
+            "stream_options": {"include_usage": True} if self.streams else None,
             "temperature": 0,
             "ignore_eos": True,
             **{name: new_tokens if value == NEW_TOKENS else value for name, value in self.extra_body.items()},
@@ -95,57 +98,32 @@ class OpenAiEndpoint:
         return {"messages": prompt if messages else [{"role": "user", "content": prompt}]}
 
     def read(self, event: ServerSentEvent) -> Reading:
-        data = event.data.strip()
-        if event.event == "error":
-            return Reading(error=message_of(data))
-        if not data or data == b"[DONE]" or event.event in SAID_TO_KEEP_ALIVE:
-            return Reading()
-        try:
-            said = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            return Reading(error=f"an event is not JSON: {excerpt(data)}")
-        if event.event == "tokenclock":
-            return Reading(server=said if isinstance(said, dict) else None)
-        if not isinstance(said, dict):
-            return Reading(error=f"an event is not an object: {excerpt(data)}")
-        if (failure := failure_of(said)) is not None:
-            return Reading(error=failure)
-        choices, usage = said.get("choices"), said.get("usage")
-        counts = usage if isinstance(usage, dict) else {}
-        asked, made = whole_number(counts.get("prompt_tokens")), whole_number(counts.get("completion_tokens"))
-        if choices == [] or (choices is None and counts):
-            return Reading(input_tokens=asked, new_tokens=made)
-        choice = choices[0] if isinstance(choices, list) else None
-        if isinstance(choice, dict) and choice.get("message"):
-            return Reading(error=f"the reply came whole, as if `stream` had not been asked for: {excerpt(data)}")
-        if not isinstance(choice, dict) or not choice.keys() & {"delta", "text", "finish_reason"}:
-            return Reading(error=f"an event is no chunk of a reply: {excerpt(data)}")
-        delta = choice.get("delta") or {}
-        if not isinstance(delta, dict):
-            return Reading(error=f"a chunk's delta is no object: {excerpt(data)}")
-        text = delta.get("content") or choice.get("text") or delta.get("refusal") or ""
-        if not isinstance(text, str):
-            return Reading(error=f"a chunk's text is no string: {excerpt(data)}")
-        finish = choice.get("finish_reason")
-        return Reading(
-            tokens=listed_tokens(choice) or int(bool(text) or any(delta.get(name) for name in HIDDEN)),
-            text=text,
-            finished=bool(finish),  # TGI writes "" until the end
-            error=f"the generation ended with finish_reason {finish!r}" if str(finish) in NOT_THE_END else None,
-            input_tokens=asked,
-            new_tokens=made,
-            stopped=finish == "stop",
-        )
+        return read_event(event)
+
+    def read_whole(self, body: bytes, headers: Mapping[str, str]) -> Reading:
+        return read_whole(body)
 
     def error_of(self, body: bytes) -> str:
         message = message_of(body)
+        remedy = self._remedy(message)
+        return f"{message} (leave it out: extra_body {orjson.dumps(remedy).decode()})" if remedy else message
+
+    def without(self, refusal: str) -> OpenAiEndpoint | None:
+        """The endpoint asked without what a refusal names, if that is a field of ours and not the user's."""
+        remedy = self._remedy(refusal)
+        if remedy is None or remedy.keys() & self.extra_body.keys():
+            return None
+        suppresses_eos = self.suppresses_eos and "ignore_eos" not in remedy
+        return replace(self, extra_body={**self.extra_body, **remedy}, suppresses_eos=suppresses_eos)
+
+    def _remedy(self, message: str) -> dict[str, Any] | None:
+        """What `extra_body` has to say so that the field which a message refuses isn't sent."""
         if not REFUSED.search(message):
-            return message
-        for name in ("ignore_eos", "stream_options", "temperature", "max_tokens", *self.extra_body):
+            return None
+        for name in (*OPTIONAL, "max_tokens", *self.extra_body):
             if re.search(rf"\b{re.escape(name)}\b", message):
-                remedy = {name: None} | ({"max_completion_tokens": NEW_TOKENS} if name == "max_tokens" else {})
-                return f"{message} (leave it out: extra_body {orjson.dumps(remedy).decode()})"
-        return message
+                return {name: None} | ({"max_completion_tokens": NEW_TOKENS} if name == "max_tokens" else {})
+        return None
 
     def describe(self, connection: Connection) -> Description:
         """What the list of models says of ours, and what `/info` says where there is one."""
@@ -172,38 +150,3 @@ def models(connection: Connection) -> list[dict[str, Any]]:
         raise EndpointError(f"/v1/models answers {status}: {message_of(orjson.dumps(said))}; is --api-key right?")
     listed = said.get("data") if status == 200 and isinstance(said, dict) else None
     return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-
-
-def listed_tokens(choice: Mapping[str, Any]) -> int:
-    """How many tokens a choice lists; 0 where it lists none."""
-    logprobs = choice.get("logprobs")
-    if not isinstance(logprobs, dict):
-        logprobs = {}
-    for listed in (choice.get("token_ids"), logprobs.get("content"), logprobs.get("tokens")):  # vLLM, chat, completions
-        if isinstance(listed, list) and listed:
-            return len(listed)
-    return 0
-
-
-def failure_of(said: Mapping[str, Any]) -> str | None:
-    """The message of an error object in OpenAI's shape, in TGI's, or in vLLM's older one; None where it is none."""
-    error = said if said.get("object") == "error" else said.get("error")
-    if not error:
-        return None
-    if not isinstance(error, dict):
-        kind, message = said.get("error_type"), error
-    else:
-        kind, message = error.get("type") or error.get("code"), error.get("message") or excerpt(orjson.dumps(error))
-    return f"{kind}: {message}" if kind else str(message)
-
-
-def message_of(body: bytes) -> str:
-    """What an error's bytes say, whoever wrote them: the server, its framework (`detail`) or a gateway (`message`)."""
-    try:
-        said = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return excerpt(body)
-    if not isinstance(said, dict):
-        return excerpt(body)
-    told = (said[name] for name in ("message", "detail") if said.get(name) and isinstance(said[name], str))
-    return failure_of(said) or next(told, excerpt(body))

@@ -6,14 +6,16 @@ project for what TGI can't do. Source: huggingface/text-generation-inference 3.3
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import orjson
 
 from loadtest.endpoints.base import (
+    EVENTS,
     JSON,
+    WHOLE,
     Description,
     EndpointError,
     Piece,
@@ -26,6 +28,9 @@ from loadtest.endpoints.base import (
 from loadtest.sse import ServerSentEvent
 from loadtest.transport.base import Connection, HttpRequest, fetch
 
+INVOCATIONS = "/invocations"
+STOPPED = ("eos_token", "stop_sequence")  # finish reasons of a model that ended its text by itself
+
 
 @dataclass(frozen=True, slots=True)
 class TgiEndpoint:
@@ -37,9 +42,14 @@ class TgiEndpoint:
     suppresses_eos: bool = True  # of the project's own server; TGI has no such parameter and ignores it
     needs_clean_end: bool = False  # an event with `generated_text` is TGI's own end
     has_other_routes: bool = True  # a SageMaker endpoint has none
+    streams: bool = True
 
     truncates: ClassVar[bool] = True
-    media_type: ClassVar[str] = "text/event-stream"
+    optional: ClassVar[Collection[str]] = ()
+
+    @property
+    def media_type(self) -> str:
+        return EVENTS if self.streams else WHOLE
 
     def request(self, prompt: Prompt, new_tokens: int, request_id: str, input_tokens: int | None = None) -> HttpRequest:
         if not isinstance(prompt, str):
@@ -54,7 +64,7 @@ class TgiEndpoint:
         }
         body = {
             "inputs": prompt,
-            **({} if self.route == "/generate_stream" else {"stream": True}),
+            **({"stream": self.streams} if self.route == INVOCATIONS else {}),
             **self.extra_body,
             "parameters": without_nulls({**parameters, **self.extra_body.get("parameters", {})}),
         }
@@ -64,6 +74,9 @@ class TgiEndpoint:
             (*JSON, ("accept", self.media_type), ("x-request-id", request_id), ("x-tokenclock-timing", "1")),
             orjson.dumps(without_nulls(body)),
         )
+
+    def without(self, refusal: str) -> None:
+        """TGI ignores what it doesn't know."""
 
     def read(self, event: ServerSentEvent) -> Reading:
         if not event.data:
@@ -95,7 +108,30 @@ class TgiEndpoint:
             finished=True,
             input_tokens=whole_number(details.get("input_length")),
             new_tokens=whole_number(details.get("generated_tokens")),
-            stopped=details.get("finish_reason") in ("eos_token", "stop_sequence"),
+            stopped=details.get("finish_reason") in STOPPED,
+        )
+
+    def read_whole(self, body: bytes, headers: Mapping[str, str]) -> Reading:
+        """`/generate` answers with an object, `/invocations` with a list of one; the prompt's length is in a header."""
+        try:
+            said = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return Reading(error=f"the reply is not JSON: {excerpt(body)}")
+        said = said[0] if isinstance(said, list) and said else said
+        if not isinstance(said, dict) or not isinstance(said.get("generated_text"), str):
+            return Reading(error=f"the reply has no generated_text: {excerpt(body)}")
+        details = said.get("details")
+        if not isinstance(details, dict):
+            details = {}
+        counted = headers.get("x-prompt-tokens", "")
+        made = whole_number(details.get("generated_tokens"))
+        return Reading(
+            tokens=int(bool(said["generated_text"])) if made is None else made,
+            text=said["generated_text"],
+            finished=True,
+            stopped=details.get("finish_reason") in STOPPED,
+            input_tokens=int(counted) if counted.isdigit() else whole_number(details.get("input_length")),
+            new_tokens=made,
         )
 
     def error_of(self, body: bytes) -> str:

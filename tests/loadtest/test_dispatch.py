@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import gevent
@@ -32,6 +34,14 @@ def test_a_wave_waits_for_its_users_is_released_at_one_instant_and_ends_with_its
     assert [len(samples) for samples in done] == [3, 3]
     assert [(order.scheduled_ns, order.cell.wave) for order in orders] == [(100, 0)] * 3 + [(200, 1)] * 3
     assert len({order.id for order in orders}) == len({order.prompt for order in orders}) == 6
+
+
+def test_request_ids_are_uuids_of_their_run_process_and_number():
+    made = [each for run in ("a", "b") for process in (0, 1) for each in islice(ids(run, process), 3)]
+    assert [str(uuid.UUID(each)) for each in made] == made
+    assert {uuid.UUID(each).version for each in made} == {8}
+    assert len(set(made)) == 12
+    assert list(islice(ids("a", 0), 3)) == made[:3]
 
 
 def test_closing_releases_users_that_wait():

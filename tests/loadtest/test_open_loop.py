@@ -10,7 +10,7 @@ import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate, count
+from itertools import accumulate, count, islice
 from typing import Any
 
 import gevent
@@ -211,7 +211,7 @@ def test_the_schedule_begins_when_all_users_wait_and_no_request_comes_before_its
         taken_ns.append(time.monotonic_ns())
     orders.append(loop.take(2))
     taken_ns.append(time.monotonic_ns())
-    assert [order.id for order in orders] == ["run-0-0", "run-0-1", "run-0-2"]
+    assert [order.id for order in orders] == list(islice(ids("run", 0), 3))
     assert [order.scheduled_ns - orders[0].scheduled_ns for order in orders] == [0, 20 * MS, 40 * MS]
     assert orders[0].scheduled_ns >= before_ns
     assert all(taken >= order.scheduled_ns for taken, order in zip(taken_ns, orders, strict=True))
@@ -242,6 +242,6 @@ def test_what_a_killed_user_would_have_sent_is_sent_by_another(handed_out: bool)
     gevent.sleep(0)
     assert isinstance(killed.value, gevent.GreenletExit)
     order = stays.get(timeout=5)
-    assert order.id == "run-0-0", "at once, though the next one is due in an hour"
+    assert order.id == next(ids("run", 0)), "at once, though the next one is due in an hour"
     assert loop.taken == 1
     loop.close()

@@ -85,8 +85,8 @@ def judged(reply: Reply) -> tuple[Verdict, int]:
     pieces = [piece for _, piece in reply.arrived()]
     finished = any(piece.finished for piece in pieces)
     tokens = sum(piece.tokens for piece in pieces)
-    counts = [piece.counts[1] for piece in pieces if piece.counts]
-    if finished and tokens and counts and counts[-1]:
+    counts = [piece.counts[1] for piece in pieces if piece.counts and piece.counts[1]]  # zero is no count
+    if finished and tokens and counts:
         tokens = counts[-1]
     if any(piece.failed for piece in pieces):
         return Verdict.ERROR_IN_STREAM, tokens

@@ -1,0 +1,155 @@
+"""Keys and credentials are in no file, log, report or message, although the server repeats them in its refusals.
+
+Method: real processes against a server that answers the first requests and then refuses each with a message that holds
+every header it was sent; every byte that was printed or written is searched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from loadtest.truth import truth
+from tests.e2e.conftest import ROOT, tokenclock
+from tests.loadtest.sagemaker_fixtures import runtime
+
+pytestmark = pytest.mark.e2e
+
+KEY, COOKIE = 'sk-never"shown\\1234', "session=never-shown-either"
+SECRETS = (KEY, json.dumps(KEY)[1:-1], "never-shown-either")
+GOOD = 6  # requests that are answered: the first looks, and a few samples
+
+
+@contextmanager
+def repeating() -> Iterator[str]:
+    """An OpenAI endpoint that says in its errors what it was sent."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def reply(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            if self.path == "/v1/models":
+                self.reply(200, "application/json", json.dumps({"data": [{"id": "m"}]}).encode())
+            else:
+                self.reply(404, "application/json", b"{}")
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            words = len(body["messages"][0]["content"].split()) if "messages" in body else 0
+            asked.append(self.path)
+            if len(asked) <= GOOD:
+                chunk = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}
+                usage = {"choices": [], "usage": {"prompt_tokens": words, "completion_tokens": 1}}
+                events = "".join(f"data: {json.dumps(each)}\n\n" for each in (chunk, usage))
+                self.reply(200, "text/event-stream", events.encode())
+            else:
+                said = "; ".join(f"{name}: {value}" for name, value in self.headers.items())
+                self.reply(401, "application/json", json.dumps({"error": {"message": f"not with {said}"}}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def written(folder: Path) -> str:
+    return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+
+
+def clean(*texts: str) -> None:
+    for text in texts:
+        for secret in SECRETS:
+            assert secret not in text
+        assert "[hidden]" in text, "the server repeated it, and something stands in its place"
+
+
+@pytest.mark.parametrize("how", ["option", "environment", "header"])
+def test_a_run_shows_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str):
+    given = {"option": ["--api-key", KEY], "header": ["--header", f"Authorization: Bearer {KEY}"]}.get(how, [])
+    monkeypatch.setenv("OPENAI_API_KEY", KEY if how == "environment" else "none-such")
+    with repeating() as url:
+        sizes = ["-u", "1", "-t", "1s", "--input-tokens", "8", "--new-tokens", "1", "--results", str(tmp_path)]
+        type_ = ["--endpoint-type", "openai-chat", "--header", f"Cookie: {COOKIE}"]
+        done = tokenclock("run", "--url", url, *type_, *sizes, *given)
+    assert done.returncode == 1, done.stderr
+    assert "complete 3" in done.stdout
+    for secret in SECRETS:
+        assert secret not in done.stdout + done.stderr
+    clean(written(tmp_path))
+
+
+def test_a_refusal_of_the_first_request_shows_no_key(tmp_path: Path):
+    with repeating() as url:
+        sizes = ["-u", "1", "-t", "1s", "--input-tokens", "8", "--new-tokens", "1", "--results", str(tmp_path)]
+        command = ["run", "--url", url, "--endpoint-type", "openai-completions", *sizes, "--api-key", KEY]
+        tokenclock(*command[:-2])
+        done = tokenclock(*command)
+    assert done.returncode == 2
+    assert "is --api-key right?" in done.stderr
+    clean(done.stderr)
+
+
+def test_locust_shows_no_key(tmp_path: Path):
+    with repeating() as url:
+        command = [sys.executable, "-m", "locust", "--headless", "-u", "1", "-r", "1", "-t", "3s", "--host", url]
+        sizes = ["--input-tokens", "8", "--new-tokens", "1", "--results-dir", str(tmp_path / "raw")]
+        files = ["--csv", str(tmp_path / "t"), "--html", str(tmp_path / "t.html"), "--json-file", str(tmp_path / "j")]
+        type_ = ["--endpoint-type", "openai-chat", "--api-key", KEY, "--loglevel", "DEBUG"]
+        done = subprocess.run(
+            [*command, *sizes, *files, *type_], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+        )
+    clean(written(tmp_path / "raw"), written(tmp_path))
+    assert "401" in written(tmp_path)
+    for secret in SECRETS:
+        assert secret not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("transport", ["gevent", "boto3"])
+def test_a_run_against_sagemaker_shows_no_credentials(tmp_path: Path, transport: str):
+    token = "never-shown-either-session-token"
+    with truth(first=0.01, gap=0.001) as container, runtime(container.url, session_token=token) as aws:
+        wrong = aws.environ() | {"AWS_SECRET_ACCESS_KEY": "never-shown-either-secret"}
+        sizes = ["-u", "1", "-t", "1s", "--input-tokens", "8", "--new-tokens", "2", "--results", str(tmp_path)]
+        command = [
+            sys.executable,
+            "-m",
+            "loadtest",
+            "run",
+            "--url",
+            "sagemaker://good",
+            "--transport",
+            transport,
+            *sizes,
+        ]
+        done, refused = (
+            subprocess.run(
+                command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env=os.environ | environ
+            )
+            for environ in (aws.environ(), wrong)
+        )
+    assert "complete" in done.stdout, done.stderr
+    assert "InvalidSignatureException" in refused.stderr
+    clean(refused.stderr)
+    everything = written(tmp_path) + done.stdout + done.stderr + refused.stdout + refused.stderr
+    for secret in (aws.access_key, aws.secret_key, token, "never-shown-either"):
+        assert secret not in everything
