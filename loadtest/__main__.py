@@ -1,4 +1,4 @@
-"""The command line: `tokenclock run` measures an endpoint, `tokenclock report` recomputes a report from raw samples."""
+"""The command line: `run` measures an endpoint, `probe` looks at a request closely, `report` recomputes a report."""
 
 from __future__ import annotations
 
@@ -7,24 +7,38 @@ import importlib.util
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadtest import plan as plans
-from loadtest.arguments import add_endpoint, add_timeouts, add_wire, count, seconds, shown, timeouts, wanted
+from loadtest.arguments import (
+    INPUT_TOKENS,
+    NEW_TOKENS,
+    Usage,
+    add_dataset,
+    add_endpoint,
+    add_timeouts,
+    add_wire,
+    count,
+    dataset,
+    seconds,
+    shared_prefix,
+    shown,
+    timeouts,
+    wanted,
+)
 from loadtest.arrivals import KINDS, Arrivals, ArrivalsError
 from loadtest.redaction import hide
 from loadtest.verdict import Verdict
 
 if TYPE_CHECKING:
     from loadtest.run import Options
+    from loadtest.site import Look
 
 
 SERVE_TIMEOUT_S = 600.0
-
-
-class Usage(Exception):
-    """The words of the command line don't fit together; the message says how they would."""
+LOOK_S = 30.0  # a probe waits so long for what it shows nothing of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def dispatch(asked: argparse.Namespace) -> int:
     try:
-        return run(asked) if asked.verb == "run" else report(asked)
+        return {"run": run, "probe": probe, "report": report}[asked.verb](asked)
     except Usage as error:
         return fail(str(error))
     except ModuleNotFoundError as error:
@@ -51,6 +65,28 @@ def run(asked: argparse.Namespace) -> int:
     from loadtest import run as verb
 
     return verb.run(chosen, echo(asked))
+
+
+def probe(asked: argparse.Namespace) -> int:
+    if asked.prompt is not None and asked.input_tokens is not None:
+        raise Usage("--prompt has the length it has: leave --input-tokens out")
+    from loadtest.probe import run as verb
+
+    limits = timeouts(asked)
+    return verb.run(
+        verb.Options(
+            url=asked.url,
+            look=replace(look(asked), timeouts=replace(limits, first_byte_s=min(limits.first_byte_s, LOOK_S))),
+            timeouts=limits,
+            requests=asked.requests,
+            input_tokens=asked.input_tokens or 64,
+            new_tokens=asked.new_tokens,
+            prompt=asked.prompt,
+            seed=time.time_ns() if asked.seed is None else asked.seed,
+            verify=not asked.insecure,
+            as_json=asked.json,
+        )
+    )
 
 
 def report(asked: argparse.Namespace) -> int:
@@ -96,7 +132,11 @@ def parser() -> argparse.ArgumentParser:
     free.add_argument(
         "--input-tokens", type=count, metavar="N", help="tokens of every prompt, as the server counts (default: 256)"
     )
+    free.add_argument(
+        "--shared-prefix-tokens", type=count, metavar="N", help="so many of them are the same for all (default: none)"
+    )
     free.add_argument("--new-tokens", type=count, metavar="N", help="tokens of every answer (default: 256)")
+    add_dataset(free)
     free.add_argument(
         "--rate", type=float, metavar="R", help="requests a second, whatever the endpoint does: an open loop"
     )
@@ -121,11 +161,53 @@ def parser() -> argparse.ArgumentParser:
         choices=[v.value for v in Verdict if v is not Verdict.COMPLETE],
         help="a verdict that doesn't fail the run; may be repeated",
     )
+    _add_probe(verbs)
     again = verbs.add_parser(
         "report", help="recompute a report", description="Recompute summary, charts and report of a run's folder."
     )
     again.add_argument("folder", type=Path, help="a folder with samples.jsonl and run.json")
     return top  # fmt: skip
+
+
+def _add_probe(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "probe",
+        help="one request as a waterfall, and what looks wrong",
+        description="Ask an endpoint once, or a few times, and show what the answer consisted of and what looks wrong.",
+    )
+    verb.add_argument("url", metavar="URL", help="http://, https:// or sagemaker://")
+    what = verb.add_argument_group("what is asked")
+    what.add_argument(
+        "-n", "--requests", type=count, default=1, metavar="N", help="one after the other on a connection (default: 1)"
+    )
+    what.add_argument(
+        "--input-tokens", type=count, metavar="N", help="tokens of every prompt, as the server counts (default: 64)"
+    )
+    what.add_argument(
+        "--new-tokens", type=count, default=32, metavar="N", help="tokens of every answer (default: %(default)s)"
+    )
+    what.add_argument("--prompt", metavar="TEXT", help="ask this, instead of a row of words that is made and counted")
+    what.add_argument("--seed", type=int, help="of the prompts; the same one repeats them (default: drawn)")
+    what.add_argument("--json", action="store_true", help="print one JSON object for machines")
+    add_timeouts(what)
+    add_endpoint(verb.add_argument_group("the endpoint"))
+    add_wire(verb.add_argument_group("how requests travel"))
+
+
+def look(asked: argparse.Namespace) -> Look:
+    """Raises: Usage where the options of the wire contradict each other, or a file can't be read."""
+    from loadtest.site import Look
+    from loadtest.transport.choice import connecting, controlling
+    from loadtest.transport.tls import Tls, TlsError
+
+    if asked.transport == "huggingface_hub" and (asked.cacert or asked.insecure):
+        raise Usage("--cacert and --insecure don't reach huggingface_hub: set SSL_CERT_FILE and REQUESTS_CA_BUNDLE")
+    tls = Tls(asked.cacert, verify=not asked.insecure)
+    try:
+        tls.context()
+    except TlsError as error:
+        raise Usage(str(error)) from error
+    return Look(connecting(asked.transport, tls), controlling(asked.transport, tls), wanted(asked), asked.tokenizer)
 
 
 def options(asked: argparse.Namespace) -> Options:
@@ -135,6 +217,9 @@ def options(asked: argparse.Namespace) -> Options:
         "-u/--users": asked.users,
         "-t/--run-time": asked.run_time,
         "--input-tokens": asked.input_tokens,
+        "--shared-prefix-tokens": asked.shared_prefix_tokens,
+        "--dataset": asked.dataset,
+        "--dataset-order": asked.dataset_order,
         "--new-tokens": asked.new_tokens,
         "--rate": asked.rate,
         "--arrivals": asked.arrivals,
@@ -145,6 +230,8 @@ def options(asked: argparse.Namespace) -> Options:
         raise Usage("say where: either --url URL or --serve CMD")
     if asked.plan is not None and given:
         raise Usage(f"--plan fixes users and tokens, {given[0]} is for a free run: leave one of them out")
+    if asked.plan is not None and asked.no_stream:
+        raise Usage("--no-stream leaves a plan without first tokens, which its encoding time is made of: leave one out")
     if asked.plan is None and (asked.users is None or asked.run_time is None):
         raise Usage(f"say what: --plan {'|'.join(plans.PLANS)}, or a free run with -u USERS -t TIME")
     stray = [name for name, value in plan_only.items() if value is not None]
@@ -157,7 +244,9 @@ def options(asked: argparse.Namespace) -> Options:
         raise Usage("gamma arrivals need --burstiness: 1 is poisson, less comes in bursts, more is more even")
     if asked.serve is None and asked.serve_timeout is not None:
         raise Usage("--serve-timeout belongs to --serve: leave it out")
+    lines = dataset(asked, asked.input_tokens)
     seed = time.time_ns() if asked.seed is None else asked.seed
+    input_tokens = asked.input_tokens or INPUT_TOKENS
     try:
         plan = plans.named(asked.plan) if asked.plan is not None else None
         arrivals = None
@@ -167,17 +256,6 @@ def options(asked: argparse.Namespace) -> Options:
     except (plans.PlanError, ArrivalsError) as error:
         raise Usage(str(error)) from error
     from loadtest.run import Options
-    from loadtest.site import Look
-    from loadtest.transport.choice import connecting, controlling
-    from loadtest.transport.tls import Tls, TlsError
-
-    if asked.transport == "huggingface_hub" and (asked.cacert or asked.insecure):
-        raise Usage("--cacert and --insecure don't reach huggingface_hub: set SSL_CERT_FILE and REQUESTS_CA_BUNDLE")
-    tls = Tls(asked.cacert, verify=not asked.insecure)
-    try:
-        tls.context()
-    except TlsError as error:
-        raise Usage(str(error)) from error
 
     return Options(
         url=asked.url,
@@ -185,7 +263,7 @@ def options(asked: argparse.Namespace) -> Options:
         serve_timeout_s=asked.serve_timeout or SERVE_TIMEOUT_S,
         results=asked.results,
         seed=seed,
-        look=Look(connecting(asked.transport, tls), controlling(asked.transport, tls), wanted(asked), asked.tokenizer),
+        look=replace(look(asked), shared=shared_prefix(asked, input_tokens, seed)),
         timeouts=timeouts(asked),
         allow=frozenset(asked.allow),
         plan=plan,
@@ -195,8 +273,10 @@ def options(asked: argparse.Namespace) -> Options:
         users=asked.users or 1,
         run_time_s=asked.run_time or 0.0,
         arrivals=arrivals,
-        input_tokens=asked.input_tokens or 256,
-        new_tokens=asked.new_tokens or 256,
+        input_tokens=input_tokens,
+        new_tokens=asked.new_tokens or NEW_TOKENS,
+        dataset=lines,
+        dataset_order=asked.dataset_order or "shuffle",
     )
 
 

@@ -9,16 +9,71 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import redaction
+from loadtest.datasets import ORDERS, Dataset, DatasetError, parse
 from loadtest.endpoints.choice import TYPES, Wanted
+from loadtest.prompts import Shared
 from loadtest.transport import TRANSPORTS
 from loadtest.transport.base import Timeouts
 
+INPUT_TOKENS = NEW_TOKENS = 256  # where a free run isn't told
 TIMEOUTS = (
     ("--connect-timeout", "10s", "a connection that isn't open after this is none"),
     ("--first-byte-timeout", "2m", "an answer that hasn't begun by then is a timeout"),
     ("--idle-timeout", "60s", "a stream silent for longer is a timeout"),
     ("--timeout", "10m", "a request longer than this is a timeout"),
 )
+
+
+class Usage(Exception):
+    """The words of the command line don't fit together; the message says how they would."""
+
+
+def add_dataset(group: Any) -> None:
+    group.add_argument(
+        "--dataset",
+        type=Path,
+        metavar="FILE",
+        help="prompts from JSON lines: `prompt` or `messages`, and `max_tokens` (default: --new-tokens)",
+    )
+    group.add_argument("--dataset-order", choices=ORDERS, help="of its lines (default: shuffle, by the seed)")
+
+
+def dataset(asked: argparse.Namespace, input_tokens: int | None) -> Dataset | None:
+    """The file's lines, all of them checked. input_tokens: None where they weren't asked for.
+
+    Raises: Usage.
+    """
+    if asked.dataset is None:
+        if asked.dataset_order is not None:
+            raise Usage("--dataset-order belongs to --dataset: add it, or leave it out")
+        return None
+    made = {
+        "--input-tokens": input_tokens,
+        "--shared-prefix-tokens": asked.shared_prefix_tokens,
+        "--tokenizer": asked.tokenizer,
+    }
+    for name, value in made.items():
+        if value:
+            raise Usage(f"{name} is for prompts that are made, --dataset brings its own: leave one of them out")
+    path = Path(asked.dataset)
+    name = path.name.encode("utf-8", "replace").decode()  # it may be any bytes
+    try:
+        return parse(path.read_bytes(), name, asked.new_tokens or NEW_TOKENS)
+    except OSError as error:
+        raise Usage(f"{path} can't be read: {error.strerror}") from error
+    except DatasetError as error:
+        raise Usage(str(error)) from error
+
+
+def shared_prefix(asked: argparse.Namespace, input_tokens: int, seed: int | str) -> Shared | None:
+    """Raises: Usage."""
+    tokens = asked.shared_prefix_tokens or 0
+    if not 0 <= tokens < input_tokens:
+        raise Usage(
+            f"--shared-prefix-tokens {tokens} leaves nothing of {input_tokens} input tokens that could differ: share "
+            "fewer, or make the prompts longer"
+        )
+    return Shared(tokens, seed) if tokens else None
 
 
 def add_endpoint(group: Any) -> None:
@@ -42,6 +97,9 @@ def add_endpoint(group: Any) -> None:
     group.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json, for endpoints that count no prompts"
     )
+    group.add_argument(
+        "--no-stream", action="store_true", help="ask for whole replies, where none can be streamed: latency only"
+    )
 
 
 def add_wire(group: Any) -> None:
@@ -62,7 +120,13 @@ def add_timeouts(group: Any) -> None:
 
 def wanted(asked: argparse.Namespace) -> Wanted:
     return Wanted(
-        asked.endpoint_type, asked.model, asked.api_key, tuple(asked.header), asked.extra_body, asked.transport
+        asked.endpoint_type,
+        asked.model,
+        asked.api_key,
+        tuple(asked.header),
+        asked.extra_body,
+        asked.transport,
+        streams=not asked.no_stream,
     )
 
 
@@ -77,14 +141,20 @@ def shown(value: object) -> object:
 
 def secret(text: str) -> str:
     redaction.keep(text)
+    if not (text.isascii() and text.isprintable()):
+        raise argparse.ArgumentTypeError("a key is of printable ASCII characters")
     return text
 
 
 def header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     name, value = name.strip(), value.strip()
-    if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not value.isprintable():
-        raise argparse.ArgumentTypeError("a header is written as 'Name: value'")
+    if (
+        not colon
+        or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)
+        or not (value.isascii() and value.isprintable())
+    ):
+        raise argparse.ArgumentTypeError("a header is written as 'Name: value', in printable ASCII characters")
     redaction.keep(value)
     return name.lower(), value
 

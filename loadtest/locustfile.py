@@ -23,8 +23,19 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
-from loadtest.arguments import add_endpoint, add_wire, wanted
+from loadtest.arguments import (
+    INPUT_TOKENS,
+    NEW_TOKENS,
+    Usage,
+    add_dataset,
+    add_endpoint,
+    add_wire,
+    dataset,
+    shared_prefix,
+    wanted,
+)
 from loadtest.books import Books
+from loadtest.datasets import DatasetPrompts
 from loadtest.dispatch import ClosedLoop, ids
 from loadtest.endpoints.base import EndpointError
 from loadtest.monitor import Monitor
@@ -49,7 +60,7 @@ class Test:
     """Everything between Start and Stop in this process."""
 
     def __init__(self, environment: Environment) -> None:
-        """Raises: EndpointError where the endpoint can't be measured; OSError where results can't be written."""
+        """Raises: Usage; EndpointError where the endpoint can't be measured; OSError where results can't be written."""
         asked = environment.parsed_options
         runner = environment.runner
         assert asked is not None
@@ -57,13 +68,29 @@ class Test:
         process = runner.worker_index if isinstance(runner, WorkerRunner) else 0
         users = runner.target_user_count
         seed = asked.seed or time.time_ns()
-        tls = Tls(asked.cacert, verify=not asked.insecure)
-        total_tokens = asked.input_tokens + asked.new_tokens
-        look = Look(connecting(asked.transport, tls), controlling(asked.transport, tls), wanted(asked), asked.tokenizer)
-        found = look.at(environment.host or "", f"{seed}-{process}", [asked.input_tokens], total_tokens)
+        tls = Tls(asked.cacert and Path(asked.cacert), verify=not asked.insecure)
+        lines = dataset(asked, None if asked.input_tokens == INPUT_TOKENS else asked.input_tokens)
+        if asked.shared_prefix_tokens and isinstance(runner, WorkerRunner) and not asked.seed:
+            raise Usage("each worker would draw a prefix of its own: give all of them one --seed")
+        look = Look(
+            connecting(asked.transport, tls),
+            controlling(asked.transport, tls),
+            wanted(asked),
+            asked.tokenizer and Path(asked.tokenizer),
+            shared=shared_prefix(asked, asked.input_tokens, seed),
+        )
+        url, own_seed = environment.host or "", f"{seed}-{process}"
+        if lines is None:
+            found = look.at(url, own_seed, [asked.input_tokens], asked.input_tokens + asked.new_tokens)
+            self.cell = Cell(None, found.description.slots, users, asked.input_tokens, asked.new_tokens)
+        else:
+            found = look.at_with(url, own_seed, lines, asked.dataset_order or "shuffle")
+            self.cell = Cell(None, found.description.slots, users, None, None, dataset=lines.name)
+            if isinstance(runner, WorkerRunner):
+                logger.warning("each worker draws from the whole of %s: prompts come once for each", lines.name)
+        self.prompts = found.prompts if isinstance(found.prompts, DatasetPrompts) else None
         for note in found.notes:
             logger.info("%s", hide(note))
-        self.cell = Cell(None, found.description.slots, users, asked.input_tokens, asked.new_tokens)
         self.recorder: Recorder | None = None
         if isinstance(runner, LocalRunner):
             self.recorder = Recorder(
@@ -76,6 +103,9 @@ class Test:
                 options={name: value for name, value in vars(asked).items() if isinstance(value, str | int | float)},
             )
             self.recorder.endpoint(None, found.url, found.endpoint.protocol, found.description.info, None)
+            self.recorder.shared_prefix(asked.shared_prefix_tokens)
+            if self.prompts:
+                self.recorder.dataset(self.prompts.said())
         else:
             logger.info("raw samples are kept by a test in one process only; locust's tables have all requests")
         run = self.recorder.run if self.recorder else "locust"
@@ -102,7 +132,11 @@ class Test:
         seen = self.monitor.stop()
         if self.recorder is None:
             return
-        self.recorder.client(None, self.cell.concurrency, self.cell.input_tokens, self.cell.new_tokens, seen)
+        self.recorder.client(self.cell, seen)
+        if self.prompts:
+            self.recorder.dataset(self.prompts.said())
+            if said := self.prompts.repeats(self.recorder.complete + self.recorder.other):
+                logger.warning("%s", said)
         self.recorder.close(interrupted=False)
         logger.info("report: %s", write(self.recorder.folder))
 
@@ -112,21 +146,31 @@ running: Test | None = None
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
-    parser.add_argument("--input-tokens", type=int, default=256, help="tokens of every prompt, as the server counts")
-    parser.add_argument("--new-tokens", type=int, default=256, help="tokens of every answer")
+    parser.add_argument(
+        "--input-tokens", type=int, default=INPUT_TOKENS, help="tokens of every prompt, as the server counts"
+    )
+    parser.add_argument(
+        "--shared-prefix-tokens", type=int, default=0, help="so many of them are the same for all prompts"
+    )
+    parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS, help="tokens of every answer")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts; 0 draws one")
     parser.add_argument("--results-dir", default="results", include_in_web_ui=False, help="where raw samples go")
+    add_dataset(OffTheWebPage(parser))
     add_endpoint(OffTheWebPage(parser))
     add_wire(OffTheWebPage(parser))
 
 
 class OffTheWebPage:
-    """What belongs to the command line: locust's page would show a key in its form."""
+    """What belongs to the command line: locust's page would show a key in its form. Paths stay texts: a master sends
+    its options to its workers, and can't send a Path.
+    """
 
     def __init__(self, parser: LocustArgumentParser) -> None:
         self._parser = parser
 
     def add_argument(self, *names: str, **described: Any) -> None:
+        if described.get("type") is Path:
+            described["type"] = str
         self._parser.add_argument(*names, include_in_web_ui=False, **described)
 
 
@@ -139,7 +183,7 @@ def begin(environment: Environment, **_: object) -> None:
         return
     try:
         running = Test(environment)
-    except (EndpointError, OSError) as error:
+    except (Usage, EndpointError, OSError) as error:
         give_up(environment, str(error))
         return
     StreamUser.numbers = itertools.count()

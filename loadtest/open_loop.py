@@ -14,9 +14,10 @@ from typing import NamedTuple
 import gevent
 from gevent.event import AsyncResult, Event
 
+from loadtest.dispatch import Source
+from loadtest.endpoints.base import Prompt
 from loadtest.measure import Order
-from loadtest.plan import Cell
-from loadtest.prompts import Prompts
+from loadtest.plan import Asked, Cell
 from loadtest.sample import Sample
 from loadtest.transport.base import Clock, monotonic_ns
 
@@ -27,7 +28,8 @@ class Due(NamedTuple):
     offset_ns: int  # after the begin of the run
     number: int
     id: str
-    prompt: str
+    prompt: Prompt
+    asked: Asked | None
 
 
 class OpenLoop:
@@ -48,7 +50,7 @@ class OpenLoop:
     def __init__(
         self,
         cell: Cell,
-        prompts: Prompts,
+        prompts: Source,
         next_id: Iterator[str],
         offsets_ns: Iterator[int],
         run_time_s: float,
@@ -102,7 +104,7 @@ class OpenLoop:
             return None
         assert self._begun_ns is not None
         phase = "ramp" if due.offset_ns < self._ramp_ns else "steady"
-        return Order(due.id, self._cell, phase, due.prompt, self._begun_ns + due.offset_ns)
+        return Order(due.id, self._cell, phase, due.prompt, self._begun_ns + due.offset_ns, due.asked)
 
     def done(self, user: int, sample: Sample) -> None:
         self._in_flight -= 1
@@ -146,8 +148,9 @@ class OpenLoop:
             return
         if self._begun_ns is not None and self._begun_ns + offset_ns < self._clock():
             self.late += 1
-        prompt = self._prompts.draw(self._cell.input_tokens)
-        heapq.heappush(self._due, Due(offset_ns, self._drawn, next(self._next_id), prompt))
+        heapq.heappush(
+            self._due, Due(offset_ns, self._drawn, next(self._next_id), *self._prompts.drawn_for(self._cell))
+        )
         self._drawn += 1
         self._ahead.popleft()
 

@@ -33,25 +33,37 @@ CONFIGS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What one request asks for."""
+
+    input_tokens: int | None  # None where nobody counted the prompt
+    new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One measured point. `wave` is counted from 0 within the cell and its phase; None outside waves."""
 
     config: str | None
     slots: int | None  # what the endpoint says it serves; None where it does not say
     concurrency: int
-    input_tokens: int
-    new_tokens: int
+    input_tokens: int | None  # of every request; both None where each asks for its own, as a dataset's do
+    new_tokens: int | None
     wave: int | None = None
+    dataset: str | None = None  # the file's name
 
-    @property
-    def total_tokens(self) -> int:
-        return self.input_tokens + self.new_tokens
+    def demands(self, own: Asked | None) -> Asked:
+        """What a request asks for: its own, or what the cell says."""
+        if own is not None:
+            return own
+        assert self.new_tokens is not None, "a request says what its cell doesn't"
+        return Asked(self.input_tokens, self.new_tokens)
 
     @property
     def label(self) -> str:
-        """`T 256→768`, or `4 users 256→768` where no configuration is named."""
+        """`T 256→768`; `4 users 256→768` where no configuration is named; `4 users, dataset chat.jsonl`."""
         who = self.config or f"{self.concurrency} user{'s' if self.concurrency != 1 else ''}"
-        return f"{who} {self.input_tokens}→{self.new_tokens}"
+        return f"{who}, dataset {self.dataset}" if self.dataset else f"{who} {self.input_tokens}→{self.new_tokens}"
 
     def in_wave(self, wave: int | None) -> Cell:
         return replace(self, wave=wave)

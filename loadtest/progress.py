@@ -17,8 +17,9 @@ QUIET_S = 5.0  # between two lines where the output isn't a terminal
 
 def effort(cell: Cell) -> float:
     """A guess at what a wave of a cell costs, in decode steps."""
-    alone = cell.new_tokens * (1 + BATCH_COST * (cell.concurrency - 1))
-    return cell.concurrency * cell.input_tokens / PREFILL_PER_DECODE + alone
+    asked = cell.demands(None)
+    alone = asked.new_tokens * (1 + BATCH_COST * (cell.concurrency - 1))
+    return cell.concurrency * (asked.input_tokens or 0) / PREFILL_PER_DECODE + alone
 
 
 class _Lines:

@@ -14,6 +14,7 @@ from typing import Any
 from loadtest import __version__
 from loadtest.arrivals import Arrivals
 from loadtest.machine import clocks, machine, process, versions
+from loadtest.plan import Cell
 from loadtest.redaction import hide
 from loadtest.sample import SCHEMA, Sample
 
@@ -54,6 +55,8 @@ class Recorder:
             "versions": versions(),
             "processes": [process(0)],
             "client": [],
+            "dataset": None,
+            "shared_prefix_tokens": 0,
             "open_loop": None,
             "interrupted": True,  # until it is closed otherwise
         }
@@ -66,6 +69,15 @@ class Recorder:
         self._run["endpoints"].append(
             {"config": config, "url": url, "protocol": protocol, "info": info, "command": command}
         )
+        self._write()
+
+    def shared_prefix(self, tokens: int) -> None:
+        self._run["shared_prefix_tokens"] = tokens
+        self._write()
+
+    def dataset(self, said: dict[str, Any]) -> None:
+        """Where the prompts come from. Once more at the end: how many were drawn is known then."""
+        self._run["dataset"] = said
         self._write()
 
     def open_loop(self, arrivals: Arrivals, run_time_s: float, users: int, taken: int, late: int, unsent: int) -> None:
@@ -82,12 +94,10 @@ class Recorder:
         }
         self._write()
 
-    def client(
-        self, config: str | None, concurrency: int, input_tokens: int, new_tokens: int, seen: dict[str, Any]
-    ) -> None:
+    def client(self, cell: Cell, seen: dict[str, Any]) -> None:
         """How late the client was and what it burned, during one cell."""
-        cell = {"config": config, "concurrency": concurrency, "input_tokens": input_tokens, "new_tokens": new_tokens}
-        self._run["client"].append({**cell, **seen})
+        named = {name: getattr(cell, name) for name in ("config", "concurrency", "input_tokens", "new_tokens")}
+        self._run["client"].append({**named, **seen})
 
     def add(self, sample: Sample) -> None:
         self._samples.write(hide(sample.to_json()) + "\n")

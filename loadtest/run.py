@@ -14,13 +14,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gevent
 
 from loadtest.arrivals import Arrivals
+from loadtest.datasets import Dataset, DatasetPrompts
+from loadtest.datasets import Order as DatasetOrder
 from loadtest.dispatch import ClosedLoop, Dispatch, Waves, ids
 from loadtest.endpoints.base import EndpointError
 from loadtest.monitor import Monitor
@@ -69,13 +71,18 @@ class Options:
     arrivals: Arrivals | None  # None: a closed loop
     input_tokens: int
     new_tokens: int
+    dataset: Dataset | None  # None: prompts are made
+    dataset_order: DatasetOrder
 
 
 @contextmanager
 def site(
-    options: Options, config: Config | None, recorder: Recorder, lengths: list[int], total_tokens: int
+    options: Options, config: Config | None, recorder: Recorder, look: Callable[[str, str], Site]
 ) -> Iterator[Site]:
-    """The endpoint to measure for a configuration: a server of our own, or the one at --url."""
+    """The endpoint to measure for a configuration: a server of our own, or the one at --url.
+
+    look: at a URL, with a seed for the prompts.
+    """
     with ExitStack() as stack:
         url, command = options.url, None
         if options.serve is not None:
@@ -85,7 +92,7 @@ def site(
             log = recorder.folder / f"server-{name}.log"
             url, command = stack.enter_context(served(options.serve, slots, log, options.serve_timeout_s))
         assert url is not None, "the command line makes sure of --url or --serve"
-        found = options.look.at(url, f"{options.seed}-{config.name if config else 'free'}", lengths, total_tokens)
+        found = look(url, f"{options.seed}-{config.name if config else 'free'}")
         for note in found.notes:
             say(note)
         recorder.endpoint(
@@ -99,12 +106,16 @@ def measure_plan(options: Options, plan: Plan, recorder: Recorder) -> None:
     waves = options.warmup_waves + options.waves
     cells = {config.name: list(plan.cells(config, None)) for config in options.configs}
     total = sum(STARTING + waves * sum(map(effort, group)) for group in cells.values())
-    lengths = sorted({cell.input_tokens for group in cells.values() for cell in group})
+    lengths = [input_tokens for input_tokens, _ in plan.encoding + plan.generation]
+
+    def look(url: str, seed: str) -> Site:
+        return options.look.at(url, seed, lengths, plan.max_total_tokens)
+
     next_id = ids(recorder.run, 0)
     with Progress(total) as progress:
         for config in options.configs:
             progress.now(f"{config.name}: starting")
-            with site(options, config, recorder, lengths, plan.max_total_tokens) as found:
+            with site(options, config, recorder, look) as found:
                 progress.advance(STARTING)
                 dispatch = Waves(found.prompts, next_id)
                 load = _load(found, dispatch, options, recorder)
@@ -129,13 +140,36 @@ def _measure_cell(
             hopeless = 0 if any(sample.complete for sample in samples) else hopeless + 1
             if hopeless == HOPELESS_WAVES:
                 raise GaveUp(f"{HOPELESS_WAVES} waves in a row without a complete request; the last: {_why(samples)}")
-    recorder.client(cell.config, cell.concurrency, cell.input_tokens, cell.new_tokens, monitor.stop())
+    recorder.client(cell, monitor.stop())
+
+
+@contextmanager
+def free_site(options: Options, recorder: Recorder) -> Iterator[tuple[Site, Cell]]:
+    """The endpoint and the one cell of a free run, and on the way out what became of its prompts."""
+
+    def look(url: str, seed: str) -> Site:
+        if options.dataset is not None:
+            return options.look.at_with(url, seed, options.dataset, options.dataset_order)
+        return options.look.at(url, seed, [options.input_tokens], options.input_tokens + options.new_tokens)
+
+    with site(options, None, recorder, look) as found:
+        cell = Cell(None, found.description.slots, options.users, options.input_tokens, options.new_tokens)
+        recorder.shared_prefix(options.look.shared.tokens if options.look.shared else 0)
+        if not isinstance(prompts := found.prompts, DatasetPrompts):
+            yield found, cell
+            return
+        recorder.dataset(prompts.said())
+        try:
+            yield found, replace(cell, input_tokens=None, new_tokens=None, dataset=prompts.dataset.name)
+        finally:
+            recorder.dataset(prompts.said())
+            if said := prompts.repeats(recorder.complete + recorder.other):
+                say(said)
 
 
 def measure_free(options: Options, recorder: Recorder) -> None:
     """`users` users in a closed loop for `run_time_s` seconds; what runs at the end may finish."""
-    with site(options, None, recorder, [options.input_tokens], options.input_tokens + options.new_tokens) as found:
-        cell = Cell(None, found.description.slots, options.users, options.input_tokens, options.new_tokens)
+    with free_site(options, recorder) as (found, cell):
         running = 0
         dispatch = ClosedLoop(cell, found.prompts, ids(recorder.run, 0), lambda: (running, options.users))
         load = _load(found, dispatch, options, recorder)
@@ -148,13 +182,12 @@ def measure_free(options: Options, recorder: Recorder) -> None:
                     running = users.environment.runner.user_count
                     progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
                 progress.now(f"{cell.label}: the time is over, what runs may finish")
-            recorder.client(None, options.users, options.input_tokens, options.new_tokens, monitor.stop())
+            recorder.client(cell, monitor.stop())
 
 
 def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> None:
     """What the schedule says for `run_time_s` seconds, at most `users` at once; the run ends when all of it is done."""
-    with site(options, None, recorder, [options.input_tokens], options.input_tokens + options.new_tokens) as found:
-        cell = Cell(None, found.description.slots, options.users, options.input_tokens, options.new_tokens)
+    with free_site(options, recorder) as (found, cell):
         dispatch = OpenLoop(cell, found.prompts, ids(recorder.run, 0), arrivals.offsets_ns(), options.run_time_s)
         load = _load(found, dispatch, options, recorder)
         monitor = Monitor()
@@ -166,7 +199,7 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
                 progress.now(f"{cell.label}: {said}")
             progress.now(f"{cell.label}: the time is over, what was due is still sent")
             unsent = 0 if dispatch.join(options.timeouts.total_s) else dispatch.waiting_late
-        recorder.client(None, options.users, options.input_tokens, options.new_tokens, monitor.stop())
+        recorder.client(cell, monitor.stop())
         recorder.open_loop(arrivals, options.run_time_s, options.users, dispatch.taken, dispatch.late, unsent)
         if not dispatch.taken:
             raise GaveUp(f"no request was due in {options.run_time_s:g} s: raise --rate or -t")

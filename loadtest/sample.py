@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from loadtest.plan import Cell
+from loadtest.plan import Asked, Cell
 from loadtest.verdict import Verdict
 
 SCHEMA = 1
@@ -61,6 +61,12 @@ class Sample:
     detail: str | None
     status: int | None
     server: dict[str, Any] | None = field(default=None)  # the server's own timing, where it says
+    asked: Asked | None = None  # its own; None: what the cell says
+    streamed: bool = True  # else the reply came whole: one event, which is its end, and no first token
+
+    @property
+    def demanded(self) -> Asked:
+        return self.cell.demands(self.asked)
 
     @property
     def complete(self) -> bool:
@@ -85,6 +91,10 @@ class Sample:
                 raise SampleError(f"schema {schema!r} is not {SCHEMA}: read it with the version that wrote it")
             raw["cell"] = Cell(**raw["cell"])
             raw["got"] = Got(**raw["got"])
+            if (asked := raw.get("asked")) is not None:
+                raw["asked"] = Asked(**asked)
+            elif raw["cell"].new_tokens is None:
+                raise SampleError("neither the request nor its cell says how many new tokens were asked for")
             raw["verdict"] = Verdict(raw["verdict"])
             raw["events"] = tuple((t, n, r) for t, n, r in raw["events"])
             return cls(**raw)

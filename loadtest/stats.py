@@ -50,7 +50,7 @@ def _since(start_ns: int | None, end_ns: int | None) -> float | None:
 
 
 def _first_ns(sample: Sample) -> int | None:
-    return sample.events[0][0] if sample.events else None
+    return sample.events[0][0] if sample.events and sample.streamed else None
 
 
 def _last_ns(sample: Sample) -> int | None:
@@ -97,9 +97,19 @@ def lag_s(sample: Sample) -> float | None:
     return _since(sample.scheduled_ns, sample.started_ns)
 
 
-def input_tokens(sample: Sample) -> int:
-    """The server's count; where it gave none, what the cell demanded."""
-    return sample.cell.input_tokens if sample.got.input_tokens is None else sample.got.input_tokens
+def input_tokens(sample: Sample) -> int | None:
+    """The server's count; where it gave none, what was demanded; None where nobody counted."""
+    return sample.demanded.input_tokens if sample.got.input_tokens is None else sample.got.input_tokens
+
+
+def all_input_tokens(samples: Iterable[Sample]) -> int | None:
+    """Their sum; None where one of them is unknown: the sum of the others would be too small."""
+    total = 0
+    for count in map(input_tokens, samples):
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +132,9 @@ class Wave:
 
     @property
     def throughput_total_tokens_per_s(self) -> float:
-        return sum(input_tokens(s) + s.got.new_tokens for s in self.samples) / self.batch_latency_s
+        read = all_input_tokens(self.samples)
+        assert read is not None, "the cell of a wave says how long its prompts are"
+        return (read + sum(s.got.new_tokens for s in self.samples)) / self.batch_latency_s
 
     @property
     def throughput_output_tokens_per_s(self) -> float:
@@ -160,20 +172,26 @@ def rates(steady: Iterable[Sample], hosts: Mapping[int, str]) -> dict[str, float
     """Tokens and complete requests per second of wall, outside waves; several machines' rates are added.
 
     wall = first scheduled start → last end, of all steady requests of one machine: a failed one takes its time too.
+    Where nobody counted a prompt there is no total.
     """
     by_host: dict[str, list[Sample]] = defaultdict(list)
     for sample in steady:
         by_host[hosts.get(sample.process, "")].append(sample)
     totals = dict.fromkeys(("throughput_total_tokens_per_s", "throughput_output_tokens_per_s", "requests_per_s"), 0.0)
+    counted = True
     for samples in by_host.values():
         complete = [s for s in samples if s.complete]
         if not complete:
             continue
         wall_s = (max(s.ended_ns for s in samples) - min(s.scheduled_ns for s in samples)) / 1e9
         new_tokens = sum(s.got.new_tokens for s in complete)
-        totals["throughput_total_tokens_per_s"] += (sum(map(input_tokens, complete)) + new_tokens) / wall_s
+        read = all_input_tokens(complete)
+        counted = counted and read is not None
+        totals["throughput_total_tokens_per_s"] += ((read or 0) + new_tokens) / wall_s
         totals["throughput_output_tokens_per_s"] += new_tokens / wall_s
         totals["requests_per_s"] += len(complete) / wall_s
+    if not counted:
+        del totals["throughput_total_tokens_per_s"]
     return totals
 
 

@@ -2,7 +2,8 @@
 
 ```
 {"schema": 1, "run": "...", "plan": "published" | "to-1024" | null, "waves": 10 | null, "interrupted": false,
- "cells": [{"cell": {"config", "slots", "concurrency", "input_tokens", "new_tokens"}, "label": "T 256→768",
+ "shared_prefix_tokens": 0,                                               what all synthetic prompts begin with
+ "cells": [{"cell": {"config", "slots", "concurrency", "input_tokens", "new_tokens", "dataset"}, "label": "T 256→768",
             "waves": {"counted", "failed", "unfinished"} | null,          null outside waves
             "samples": {"steady", "complete", "failed"},                  steady phase
             "verdicts": {"complete": 40, ...},                            steady phase
@@ -37,6 +38,7 @@ from typing import Any
 import numpy as np
 
 from loadtest import stats, trust
+from loadtest.datasets import repeats
 from loadtest.plan import CONFIGS, PLANS, Cell
 from loadtest.sample import Sample
 
@@ -117,6 +119,7 @@ def _cell(cell: Cell, steady: Sequence[Sample], hosts: Mapping[int, str], seen: 
     return {
         "cell": named,
         "label": cell.label,
+        "streamed": all(sample.streamed for sample in steady),
         "waves": waves and {"counted": len(waves.counted), "failed": waves.failed, "unfinished": waves.unfinished},
         "samples": {"steady": len(steady), "complete": len(complete), "failed": len(steady) - len(complete)},
         "verdicts": _counts(steady),
@@ -190,6 +193,8 @@ def _notes(cells: Sequence[Mapping[str, Any]], run: Mapping[str, Any], missing: 
         yield f"requests came from {len(hosts)} machines: rates are sums of each machine's own, no instants are mixed"
     for entry in cells:
         waves, label = entry["waves"], entry["label"]
+        if entry["samples"]["complete"] and waves is None and "throughput_total_tokens_per_s" not in entry["metrics"]:
+            yield f"{label}: nobody counted the prompts' tokens, so there is no total throughput"
         if waves and run["waves"] is not None and waves["counted"] < run["waves"]:
             left_out = f"{waves['failed']} failed, {waves['unfinished']} unfinished"
             yield f"{label}: {waves['counted']} of {run['waves']} waves count ({left_out})"
@@ -225,13 +230,20 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         "plan": run["plan"],
         "waves": run["waves"],
         "interrupted": run["interrupted"],
+        "shared_prefix_tokens": run.get("shared_prefix_tokens", 0),
         "cells": cells,
         "cold": _cold(samples),
         "missing": missing,
         "verdicts": _verdicts(samples),
         "client": {"saturated": bool(reasons), "reasons": reasons},
-        "notes": [*_notes(cells, run, missing, used), *_edges(samples)],
+        "notes": [*_notes(cells, run, missing, used), *_repeats(samples, run), *_edges(samples)],
     }
+
+
+def _repeats(samples: Sequence[Sample], run: Mapping[str, Any]) -> Iterator[str]:
+    """Requests of all phases: one of the warm-up fills a cache too."""
+    if (of := run.get("dataset")) and (said := repeats(len(samples), of["lines"], of["different_prompts"])):
+        yield said
 
 
 def _edges(samples: Iterable[Sample]) -> Iterator[str]:
@@ -256,6 +268,7 @@ def _reading_order(cell: Cell) -> tuple[Any, ...]:
         cell.slots or 0,
         cell.concurrency,
         cell.new_tokens != 1,
-        cell.input_tokens,
-        cell.new_tokens,
+        cell.input_tokens or 0,
+        cell.new_tokens or 0,
+        cell.dataset or "",
     )

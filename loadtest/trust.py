@@ -92,17 +92,21 @@ def buffering(complete: Iterable[Sample]) -> dict[str, Any]:
 
 
 def off_plan(complete: Sequence[Sample], cell: Cell) -> list[str]:
-    """Sentences, one per kind of mismatch between what was demanded and what the server counted; empty where none."""
-    kinds = (
-        ("input", cell.input_tokens, Counter(s.got.input_tokens for s in complete if s.got.input_tokens is not None)),
-        ("new", cell.new_tokens, Counter(s.got.new_tokens for s in complete)),
-    )
-    return [
-        f"{count} of {len(complete)} complete requests had {tokens} {kind} tokens, not {demanded}"
-        for kind, demanded, seen in kinds
-        for tokens, count in sorted(seen.items())
-        if tokens != demanded
-    ]
+    """Sentences, one per kind of mismatch between what was demanded and what the server counted; empty where none.
+
+    Where each request asks for its own, one sentence for all that got more or fewer.
+    """
+    said = []
+    for kind in ("input", "new"):
+        pairs = [(getattr(s.got, f"{kind}_tokens"), getattr(s.demanded, f"{kind}_tokens")) for s in complete]
+        wrong = Counter((got, asked) for got, asked in pairs if None not in (got, asked) and got != asked)
+        of = f"of {len(complete)} complete requests had"
+        if cell.new_tokens is not None:
+            said += [f"{n} {of} {got} {kind} tokens, not {asked}" for (got, asked), n in sorted(wrong.items())]
+        elif wrong:
+            by = [got - asked for got, asked in wrong]
+            said.append(f"{wrong.total()} {of} other {kind} tokens than asked for, by {min(by):+,} to {max(by):+,}")
+    return said
 
 
 def server_split(complete: Iterable[Sample]) -> dict[str, Any] | None:

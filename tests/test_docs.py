@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob
 CLI = ROOT / "docs" / "cli.md"
 COMMANDS = (
     ("tokenclock run", ["loadtest", "run"]),
+    ("tokenclock probe", ["loadtest", "probe"]),
     ("tokenclock report", ["loadtest", "report"]),
     ("tokenclock-server serve", ["server", "serve"]),
     ("tokenclock-server export", ["server", "export"]),
@@ -93,6 +95,19 @@ def test_the_readme_names_the_two_commands_and_every_verdict():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.index("make bench") < readme.index("make test") < readme.index("## ")
     assert [verdict for verdict in Verdict if f"`{verdict}`" not in readme] == []
+
+
+def test_the_probe_page_names_every_finding_and_field():
+    from loadtest.probe import facts
+    from loadtest.probe.findings import DOUBTS
+    from loadtest.verdict import Verdict
+
+    page = (ROOT / "docs" / "probe.md").read_text(encoding="utf-8")
+    codes = {*DOUBTS.keys() - {"failed"}, *Verdict} - {Verdict.COMPLETE}
+    assert [code for code in sorted(codes) if f"`{code}`" not in page] == []
+    fields = re.search(r"\n\n( {4}schema .*?)\n\n", facts.__doc__ or "", re.S)
+    assert fields is not None
+    assert textwrap.dedent(fields[1]) in page
 
 
 def test_make_help_names_every_target():

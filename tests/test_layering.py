@@ -27,12 +27,28 @@ PURE = {
     "loadtest/sse.py": set(),
     "loadtest/verdict.py": set(),
     "loadtest/plan.py": set(),
-    "loadtest/prompts.py": set(),
+    "loadtest/prompts.py": {"loadtest.plan"},
+    "loadtest/datasets.py": {"loadtest.endpoints.base", "loadtest.plan"},
     "loadtest/arrivals.py": set(),
     "loadtest/sample.py": {"loadtest.plan", "loadtest.verdict"},
     "loadtest/stats.py": {"loadtest.sample", "loadtest.plan", "loadtest.verdict"},
     "loadtest/trust.py": {"loadtest.stats", "loadtest.sample", "loadtest.plan", "loadtest.verdict"},
-    "loadtest/summary.py": {"loadtest.stats", "loadtest.trust", "loadtest.sample", "loadtest.plan", "loadtest.verdict"},
+    "loadtest/probe/findings.py": {
+        "loadtest.stats",
+        "loadtest.trust",
+        "loadtest.probe.witness",
+        "loadtest.report.numbers",
+        "loadtest.verdict",
+    },
+    "loadtest/probe/waterfall.py": {"loadtest.report.numbers"},
+    "loadtest/summary.py": {
+        "loadtest.datasets",
+        "loadtest.stats",
+        "loadtest.trust",
+        "loadtest.sample",
+        "loadtest.plan",
+        "loadtest.verdict",
+    },
 }
 #: Standard modules that would make a pure one impure: clocks, sockets, threads, the file system's state.
 IMPURE = {"time", "datetime", "socket", "threading", "asyncio", "subprocess", "os", "secrets"}

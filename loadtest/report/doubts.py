@@ -20,6 +20,7 @@ def sentences(summary: Summary) -> Iterator[str]:
         yield _stream(summary)
         yield _stamps(summary)
         yield _plan(summary)
+        yield from _shared_prefix(summary)
     else:
         yield "**No complete request** in the steady phase: nothing can be said of client, stream or plan."
     if summary["plan"] is not None:
@@ -57,6 +58,8 @@ def _client(summary: Summary) -> str:
 
 
 def _stream(summary: Summary) -> str:
+    if not any(entry.get("streamed", True) for entry in summary["cells"]):
+        return "**Nothing was streamed**: replies came whole, so there is a latency and no TTFT, TPOT or ITL."
     buffered = [
         f"{entry['label']} ({100 * entry['stream']['shared_read_share']:.0f} %)"
         for entry in summary["cells"]
@@ -97,6 +100,16 @@ def _plan(summary: Summary) -> str:
     if wrong:
         return f"**Off plan** (marked *): {'; '.join(wrong)}."
     return "**On plan**: every complete request had the tokens that were asked for, as far as the server counts them."
+
+
+def _shared_prefix(summary: Summary) -> Iterator[str]:
+    """Where it was asked for: by itself nothing is shared but what the server puts before every prompt."""
+    if tokens := summary["shared_prefix_tokens"]:
+        of = " or ".join(sorted({f"{entry['cell']['input_tokens']}" for entry in summary["cells"]}))
+        yield (
+            f"**Shared prefix**: every prompt begins with the same {tokens} of its {of} tokens, so a server with a "
+            "prefix cache may skip them: TTFT and input throughput aren't those of whole prompts."
+        )
 
 
 def _page(summary: Summary) -> Iterator[str]:

@@ -68,6 +68,15 @@ def _measured(run: Mapping[str, Any]) -> Iterator[str]:
             f"at most {loop['users']} in flight; {loop['taken']} sent, {loop['late']} of them late because all users "
             f"were busy, {loop['unsent']} never"
         )
+    if of := run.get("dataset"):
+        how = "shuffled by the seed" if of["order"] == "shuffle" else "in the file's order"
+        left_out = f"; fields that were not sent: {escape(', '.join(of['not_sent']))}" if of["not_sent"] else ""
+        yield (
+            f"prompts from {escape(of['file'])} (SHA-256 `{of['sha256'][:12]}…`): {of['lines']} lines, "
+            f"{of['different_prompts']} different prompts, {how}, {of['drawn']} drawn{left_out}"
+        )
+    if shared := run.get("shared_prefix_tokens"):
+        yield f"every prompt begins with the same {shared} tokens"
     for endpoint in run["endpoints"]:
         who = f"{escape(endpoint['config'])}: " if endpoint["config"] else ""
         yield f"{who}{escape(endpoint['url'])} ({escape(endpoint['protocol'])}){served_by(endpoint['info'] or {})}"

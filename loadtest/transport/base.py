@@ -94,11 +94,24 @@ class Read(NamedTuple):
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a fresh connection cost, in its parts: durations, one after the other."""
+
+    address: str  # that answered; `tcp_ns` has the attempts at others before it
+    name_ns: int
+    tcp_ns: int
+    tunnel_ns: int | None = None  # of a proxy's CONNECT; None without one
+    tls_ns: int | None = None  # None without TLS
+    tls: str | None = None  # its version
+
+
 @dataclass(slots=True)
 class Seen:
     """What an exchange has shown so far; None until it happens."""
 
     connect_ns: int | None = None  # duration of a connect that this exchange needed
+    opened: Opened | None = None  # the same in its parts, where the connection is ours
     started_ns: int | None = None
     sent_ns: int | None = None
     headers_ns: int | None = None
@@ -107,6 +120,13 @@ class Seen:
     body_ended: bool = False  # the body ended as its framing said
     overloaded: bool = False  # the refusal means: too much at once, whatever its status
     clock: Literal["kernel", "user"] = "user"  # what every arrival so far was stamped by
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it, as a library wraps what came from under it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class Connection(Protocol):

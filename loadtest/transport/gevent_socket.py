@@ -165,6 +165,7 @@ class GeventConnection:
         seen.connect_ns = self.ready(timeouts.connect_s)
         wire = self._wire
         assert wire is not None
+        seen.opened = None if seen.connect_ns is None else wire.opened
         response = _Response(seen)
         seen.clock = "kernel" if self._map is not None else "user"
         ended: BaseException | None = None

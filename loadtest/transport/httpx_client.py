@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
@@ -24,6 +25,7 @@ from loadtest.transport.base import (
     ConnectionBroken,
     HttpRequest,
     NotHttp,
+    Opened,
     Read,
     Seen,
     Target,
@@ -55,6 +57,10 @@ class _Stream(httpcore.NetworkStream):
         self.begun = False  # a byte of the body has come
         self.read_id = 0
         self.t_ns = 0  # arrival of the last read
+
+    @property
+    def opened(self) -> Opened | None:
+        return self._wire.opened
 
     def begin(self, seen: Seen, timeouts: Timeouts) -> None:
         self._exchange = seen, timeouts
@@ -102,9 +108,10 @@ class _Stream(httpcore.NetworkStream):
         seen, timeouts = self._exchange
         if isinstance(self._wire, TlsWire):
             raise ConnectionBroken("TLS inside a proxy's TLS isn't done here: name the proxy as http://")
+        asked_ns = self._clock()
         try:
             wire = self._wire
-            self._wire = TlsWire(
+            self._wire = secured = TlsWire(
                 wire.release(), wire.clock, wire.clock_map, ssl_context, server_hostname, timeouts.connect_s
             )
         except TimeoutError as error:
@@ -114,7 +121,11 @@ class _Stream(httpcore.NetworkStream):
         except OSError as error:
             raise ConnectionBroken(f"no TLS with {server_hostname}: {error.strerror or error}") from error
         assert seen.started_ns is not None
-        seen.connect_ns = (seen.connect_ns or 0) + self._clock() - seen.started_ns
+        done_ns = self._clock()
+        seen.connect_ns = (seen.connect_ns or 0) + done_ns - seen.started_ns
+        if wire.opened is not None:
+            tunnel_ns, tls_ns = asked_ns - seen.started_ns, done_ns - asked_ns
+            seen.opened = replace(wire.opened, tunnel_ns=tunnel_ns, tls_ns=tls_ns, tls=secured.version)
         seen.started_ns = seen.sent_ns = None
         self.begin(seen, timeouts)
         return self
@@ -260,6 +271,7 @@ class HttpxConnection:
         seen.connect_ns = self.ready(timeouts.connect_s)
         stream = self._backend.stream
         assert stream is not None
+        seen.opened = None if seen.connect_ns is None else stream.opened
         stream.begin(seen, timeouts)
         response = None
         try:

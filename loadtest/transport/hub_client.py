@@ -36,6 +36,7 @@ from loadtest.transport.base import (
     TimedOut,
     Timeouts,
     TransportError,
+    causes,
     monotonic_ns,
 )
 
@@ -154,27 +155,20 @@ def _event(data: bytes) -> bytes:
     return b"data: %b\n\n" % data
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _response(error: Exception) -> Any | None:
     """The answer that an error is about, of whichever library; None where none came."""
-    answers = (getattr(each, "response", None) for each in _causes(error))
+    answers = (getattr(each, "response", None) for each in causes(error))
     return next((answer for answer in answers if answer is not None), None)
 
 
 def _told(error: Exception, seen: Seen, silence_s: float) -> TransportError:
     """The transport's name for what went wrong under the client. Libraries wrap it: the first causes know best."""
-    causes = list(_causes(error))
-    if any("Timeout" in type(each).__name__ for each in causes):
+    chain = list(causes(error))
+    if any("Timeout" in type(each).__name__ for each in chain):
         return TimedOut(f"nothing arrived for {silence_s:g} s")
-    for each in reversed(causes):
+    for each in reversed(chain):
         if isinstance(each, OSError) and each.strerror:
             return ConnectionBroken(each.strerror)
     if seen.status is not None:
         return BodyCut("the connection closed inside the body")
-    return ConnectionBroken(str(causes[-1]) or type(causes[-1]).__name__)
+    return ConnectionBroken(str(chain[-1]) or type(chain[-1]).__name__)

@@ -37,6 +37,11 @@ class TlsWire(Wire):
             self.close()
             raise
 
+    @property
+    def version(self) -> str | None:
+        """`TLSv1.3`."""
+        return self._tls.version()
+
     def send(self, data: bytes, timeout_s: float) -> None:
         self._tls.write(data)
         self._flush(timeout_s)

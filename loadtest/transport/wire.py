@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 from gevent import socket
 
-from loadtest.transport.base import Clock
+from loadtest.transport.base import Clock, Opened
 from loadtest.transport.stamps import CONTROL_BYTES, ClockMap, realtime_ns
 
 READ_BYTES = 65536
@@ -31,6 +31,7 @@ class Wire:
     def __init__(self, connection: socket.socket | _socket.socket, clock: Clock, clock_map: ClockMap | None) -> None:
         """Takes the socket over; `connection` is closed for its owner."""
         self.clock, self.clock_map = clock, clock_map
+        self.opened: Opened | None = None  # told by who dialled it
         self._not_before_ns = 0
         self._consumer: Consumer | None = None
         self._kept: deque[Arrived] = deque()

@@ -345,6 +345,18 @@ def test_the_report_says_what_runs_the_model_as_far_as_the_endpoint_does(tmp_pat
         assert line.endswith(f"(tgi){said}" + ("optimum-neuron 0.4.5" if info == {"backend": neuron} else ""))
 
 
+def test_a_shared_prefix_is_told_with_what_it_may_save_a_server(tmp_path: Path):
+    samples, run = a_run(None, configs="L")
+    samples = [s for s in samples if s.cell.input_tokens == 256]
+    report = written(tmp_path, samples, run | {"shared_prefix_tokens": 200})
+    assert "- every prompt begins with the same 200 tokens\n" in report
+    assert "**Shared prefix**: every prompt begins with the same 200 of its 256 tokens, so a server with a prefix" in (
+        report
+    )
+    assert "Shared prefix" not in written(tmp_path, samples, run | {"shared_prefix_tokens": 0})
+    assert "Shared prefix" not in written(tmp_path, samples, run), "an older run.json says nothing of it"
+
+
 def test_an_open_loop_is_told_with_its_rate_and_what_came_late(tmp_path: Path):
     samples, run = a_run(None)
     loop = {

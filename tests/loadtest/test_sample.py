@@ -6,7 +6,7 @@ Samples are generated over the whole range of their types; the schema is read by
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loadtest
-from loadtest.plan import Cell
+from loadtest.plan import Asked, Cell
 from loadtest.sample import Got, Sample, SampleError, read_samples, write_samples
 from loadtest.verdict import Verdict
 
@@ -46,6 +46,7 @@ samples = st.builds(
         input_tokens=count,
         new_tokens=count,
         wave=maybe(count),
+        dataset=maybe(name),
     ),
     phase=st.sampled_from(["warmup", "ramp", "steady", "drain"]),
     got=st.builds(Got, maybe(count), count, st.sampled_from(["server", "tokenizer", "events"])),
@@ -62,6 +63,7 @@ samples = st.builds(
     verdict=st.sampled_from(Verdict),
     detail=maybe(st.text()),
     status=maybe(st.integers(100, 599)),
+    asked=maybe(st.builds(Asked, maybe(count), st.integers(1, 10**6))),
     server=maybe(
         st.fixed_dictionaries(
             {"queue_s": seconds, "prefill_s": seconds, "decode_s": seconds},
@@ -95,7 +97,10 @@ def test_every_line_conforms_to_the_schema(sample: Sample):
 def test_the_schema_is_valid_and_names_every_field_and_no_other():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert set(SCHEMA["properties"]) == {"schema"} | {field.name for field in fields(Sample)}
-    assert set(SCHEMA["required"]) == set(SCHEMA["properties"])
+    came_later = {field.name for field in fields(Sample) if field.default is not MISSING} - {"server"}
+    assert {"asked"} <= came_later, "older files have none"
+    assert set(SCHEMA["required"]) == set(SCHEMA["properties"]) - came_later
+    assert set(SCHEMA["properties"]["asked"]["properties"]) == {field.name for field in fields(Asked)}
     assert set(SCHEMA["properties"]["cell"]["properties"]) == {field.name for field in fields(Cell)}
     assert set(SCHEMA["properties"]["got"]["properties"]) == {field.name for field in fields(Got)}
     assert set(SCHEMA["properties"]["verdict"]["enum"]) == set(Verdict)

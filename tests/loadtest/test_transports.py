@@ -240,7 +240,10 @@ def test_the_hub_client_is_never_asked_to_say_what_it_cannot(truth: Truth, monke
     monkeypatch.setattr(hub_client, "InferenceClient", Client)
     assert ask(connection, id_="r-1").verdict is Verdict.TRUNCATED
     assert said["model"] == f"{truth.target.origin}/generate_stream"
-    assert (said["prompt"], said["parameters"]) == (PROMPT, {"max_new_tokens": 8, "details": True, "stream": True, "truncate": 4})
+    assert (said["prompt"], said["parameters"]) == (
+        PROMPT,
+        {"max_new_tokens": 8, "details": True, "stream": True, "truncate": 4},
+    )
     assert said["headers"]["x-request-id"] == "r-1"
     assert "x-tokenclock-timing" not in said["headers"]
 
