@@ -4,10 +4,11 @@ exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from loadtest.counting import PromptMaker, Uncounted, by_reply
 from loadtest.datasets import Dataset, DatasetPrompts, Order, notes
@@ -66,12 +67,15 @@ class Look:
                     f"{url} takes at most {most} tokens, prompt and new ones together; this run needs "
                     f"{total_tokens}: serve a longer model or measure shorter cells"
                 )
-            maker = PromptMaker(chosen.endpoint, connection, self.tokenizer, seed, self.timeouts, self.shared)
+
+            def maker(endpoint: Endpoint) -> PromptMaker:
+                return PromptMaker(endpoint, connection, self.tokenizer, seed, self.timeouts, self.shared)
+
             try:
-                prompts, said = maker.prompts(sorted(set(lengths)))
+                chosen, (prompts, said) = _accepted(chosen, lambda asked: maker(asked).prompts(sorted(set(lengths))))
             except EndpointError as error:
                 said = [f"no prompt could be counted, a word is taken for a token: {error}"]
-                uncounted = self._site(url, chosen, description, maker.prompts(())[0], said)
+                uncounted = self._site(url, chosen, description, maker(chosen.endpoint).prompts(())[0], said)
                 raise NoCounts(str(error), uncounted) from error
         if self.shared is not None:
             said.append(f"all prompts share their first {self.shared.tokens} tokens; the rest is never twice the same")
@@ -82,7 +86,6 @@ class Look:
 
         Raises: EndpointError with what it said and the remedy.
         """
-        said = list(notes(dataset, order))
         with self._first_look(url) as (chosen, connection, description):
             most, longest = description.max_total_tokens, dataset.longest
             if most is not None and longest.least_tokens > most:
@@ -90,16 +93,24 @@ class Look:
                     f"{url} takes at most {most} tokens, prompt and new ones together; {dataset.name}, line "
                     f"{longest.number}, needs {longest.least_tokens} or more: serve a longer model or leave it out"
                 )
-            count = by_reply(chosen.endpoint, connection, self.timeouts)
-            for line in dataset.first_of_each_kind():
-                try:
-                    chosen.endpoint.request(line.prompt, line.asked.new_tokens, "tokenclock-try", None)
-                    count(TRIES[line.kind])
-                except Uncounted:
-                    said.append(f"the endpoint counts no prompts ({line.kind}): there will be no total throughput")
-                except EndpointError as error:
-                    raise EndpointError(f"{dataset.name}, line {line.number}: {error}") from error
+            chosen, said = _accepted(chosen, lambda asked: list(self._tried(asked, connection, dataset)))
+        said = [*notes(dataset, order), *said]
         return self._site(url, chosen, description, DatasetPrompts(dataset, order, seed), said)
+
+    def _tried(self, endpoint: Endpoint, connection: Connection, dataset: Dataset) -> Iterator[str]:
+        """What is to be said of the kinds of line, each of which is tried once.
+
+        Raises: EndpointError naming the line.
+        """
+        count = by_reply(endpoint, connection, self.timeouts)
+        for line in dataset.first_of_each_kind():
+            try:
+                endpoint.request(line.prompt, line.asked.new_tokens, "tokenclock-try", None)
+                count(TRIES[line.kind])
+            except Uncounted:
+                yield f"the endpoint counts no prompts ({line.kind}): there will be no total throughput"
+            except EndpointError as error:
+                raise EndpointError(f"{dataset.name}, line {line.number}: {error}") from error
 
     @contextmanager
     def _first_look(self, url: str) -> Iterator[tuple[Chosen, Connection, Description]]:
@@ -108,7 +119,7 @@ class Look:
             connection = chosen.control(self.control)(chosen.target)
             try:
                 description = chosen.endpoint.describe(connection)
-                yield self._accepted(chosen, connection), connection, description
+                yield chosen, connection, description
             finally:
                 connection.close()
         except TransportError as error:
@@ -116,24 +127,25 @@ class Look:
         except PromptError as error:
             raise EndpointError(str(error)) from error
 
-    def _accepted(self, chosen: Chosen, connection: Connection) -> Chosen:
-        """The endpoint, asked without the fields that it refuses: strict servers take none that they don't know."""
-        while chosen.endpoint.optional:
-            try:
-                by_reply(chosen.endpoint, connection, self.timeouts)("the")
-            except Uncounted:
-                break
-            except EndpointError as refusal:
-                less = chosen.endpoint.without(str(refusal))
-                if less is None:
-                    break  # it is met again where prompts are counted; a probe shows it
-                left_out = ", ".join(sorted(each for each in less.optional if each in str(refusal))) or "max_tokens"
-                chosen = replace(chosen, endpoint=less, why=f"{chosen.why}; it takes no {left_out}")
-            else:
-                break
-        return chosen
-
     def _site(self, url: str, chosen: Chosen, description: Description, prompts: Source, said: Iterable[str]) -> Site:
         spoken = f"{chosen.endpoint.protocol}: {chosen.why}"
         connect = chosen.connect(self.connect)
         return Site(url, chosen.target, connect, chosen.endpoint, description, prompts, (spoken, *said))
+
+
+Result = TypeVar("Result")
+
+
+def _accepted(chosen: Chosen, attempt: Callable[[Endpoint], Result]) -> tuple[Chosen, Result]:
+    """What comes of an attempt, without the fields that the endpoint refuses: strict servers take none that they don't
+    know. Raises: EndpointError where nothing of ours is refused.
+    """
+    while True:
+        try:
+            return chosen, attempt(chosen.endpoint)
+        except EndpointError as refusal:
+            less = chosen.endpoint.without(str(refusal))
+            if less is None:
+                raise
+            left_out = ", ".join(sorted(each for each in less.optional if each in str(refusal))) or "max_tokens"
+            chosen = replace(chosen, endpoint=less, why=f"{chosen.why}; it takes no {left_out}")
