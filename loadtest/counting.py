@@ -49,9 +49,11 @@ def by_reply(endpoint: Endpoint, connection: Connection, timeouts: Timeouts) -> 
 def lengths_by_counts(count: Count, words: Sequence[str]) -> tuple[dict[str, int], int]:
     """(tokens of each word with its space, tokens that stand around every text), by counting texts.
 
-    Where a tokenizer merges words the sum is off; the caller checks a prompt of each length.
+    Where a tokenizer merges words the sum is off; the caller checks a prompt of each length. Raises: Uncounted.
     """
     once, twice = count(probe_text(words)), count(probe_text([*words, *words]))
+    if once == twice:
+        raise Uncounted  # whatever it counts, it isn't the prompt
     around = 2 * once - twice
 
     def split(part: Sequence[str], tokens: int) -> Iterator[tuple[str, int]]:
@@ -63,7 +65,7 @@ def lengths_by_counts(count: Count, words: Sequence[str]) -> tuple[dict[str, int
         yield from split(half, in_half)
         yield from split(part[len(half) :], tokens - in_half)
 
-    return dict(split(words, once - around)), around
+    return {word: tokens for word, tokens in split(words, once - around) if tokens > 0}, around
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,20 @@ class PromptMaker:
             except Uncounted:
                 return self._uncounted()
         prompts = self._made_of(*found)
-        return prompts, [said for length in lengths if (said := self._wrong(prompts, count, length))]
+        said = [each for length in lengths if (each := self._wrong(prompts, count, length))]
+        return prompts, [*said, *self._cross_checked(prompts, count, lengths[0])]
+
+    def _cross_checked(self, prompts: Prompts, count: Count, length: int) -> Iterator[str]:
+        """What the user's tokenizer says of a prompt that the server counts too."""
+        if self.tokenizer is None:
+            return
+        prompt = prompts.draw(length)
+        here, there = len(by_tokenizer(self.tokenizer)(prompt)), count(prompt)
+        if here != there:
+            yield (
+                f"{self.tokenizer} makes {here} tokens of a prompt that the endpoint counts as {there}: a template or "
+                "special tokens around it, or another tokenizer"
+            )
 
     def _made_of(self, lengths: Mapping[str, int], around: int) -> Prompts:
         return Prompts(lengths, around, self.seed, self.shared)
@@ -108,8 +123,14 @@ class PromptMaker:
         if self.endpoint.truncates and self.shared is None:
             # What is too long is cut to the length, at its begin; what is too short gets more words.
             while counted < length:
+                before = counted
                 prompts.lengthen(length - counted)
                 counted = count(prompts.draw(length))
+                if counted <= before:
+                    raise PromptError(
+                        f"a prompt of {length} tokens was asked for, and the server counts {counted} however long it "
+                        "is: it cuts prompts itself; ask for fewer tokens"
+                    )
             return None
         if counted == length:
             return None

@@ -13,7 +13,7 @@ from gevent import GreenletExit
 
 from loadtest.endpoints.base import Endpoint, Prompt, Reading
 from loadtest.plan import Asked, Cell
-from loadtest.redaction import hide
+from loadtest.redaction import hidden
 from loadtest.sample import Event, Got, Sample
 from loadtest.sse import Parser, SseError
 from loadtest.transport.base import (
@@ -30,6 +30,7 @@ from loadtest.transport.base import (
 )
 from loadtest.verdict import Outcome, judge
 
+UNCODED = ("identity", "none", "")  # content-encodings that are none
 LONGEST_ERROR_BODY = 65536  # bytes kept of a body whose status is not 200
 LONGEST_BODY = 2**24  # bytes kept of a reply that comes whole
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what an event can do to its reader
@@ -117,7 +118,7 @@ def measure(
         if as_asked and not endpoint.streams and last_ns is not None:
             whole = endpoint.read_whole(bytes(body), seen.headers)
             _take(tally, whole._replace(text=""), last_ns, 1)  # nobody saw when its text began
-    ended_ns = last_ns if seen.body_ended and last_ns is not None else clock()
+    ended_ns = seen.ended_ns if seen.body_ended and seen.ended_ns is not None else clock()
     if seen.status == 200 and (instead := other_than_asked(seen, endpoint)):
         tally.error = f"{instead}, not {endpoint.media_type}: {endpoint.error_of(bytes(body))}"
     elif seen.status is not None and 300 <= seen.status < 400 and "location" in seen.headers:
@@ -159,9 +160,9 @@ def measure(
         clock=seen.clock,
         transport=connection.transport_name,
         verdict=verdict,
-        detail=None if detail is None else hide(detail),
+        detail=hidden(detail),
         status=seen.status,
-        server=tally.server,
+        server=hidden(tally.server),
         asked=order.asked,
         streamed=endpoint.streams,
     )
@@ -170,7 +171,7 @@ def measure(
 def other_than_asked(seen: Seen, endpoint: Endpoint) -> str | None:
     """What a reply is instead of one that can be read as it comes: its type, or its compression."""
     kind, coding = seen.headers.get("content-type", endpoint.media_type), seen.headers.get("content-encoding")
-    if coding is not None:
+    if coding is not None and coding.lower() not in UNCODED:
         return f"the answer is compressed ({coding})"
     return None if kind.lower().startswith(endpoint.media_type) else f"the answer is {kind}"
 

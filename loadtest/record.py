@@ -11,11 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loadtest import __version__
+from loadtest import __version__, redaction
 from loadtest.arrivals import Arrivals
 from loadtest.machine import clocks, machine, process, versions
 from loadtest.plan import Cell
-from loadtest.redaction import hide
 from loadtest.sample import SCHEMA, Sample
 
 
@@ -44,12 +43,15 @@ class Recorder:
             "run": self.run,
             "tool": {"name": "tokenclock", "version": __version__},
             "created": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "command": ["tokenclock" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": [
+                "tokenclock" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name,
+                *redaction.command(sys.argv[1:]),
+            ],
             "plan": plan,
             "configs": configs,
             "waves": waves,
             "seed": seed,
-            "options": options,
+            "options": redaction.options(options),
             "endpoints": [],
             "machine": machine(),
             "versions": versions(),
@@ -67,7 +69,7 @@ class Recorder:
         self, config: str | None, url: str, protocol: str, info: dict[str, Any] | None, command: str | None
     ) -> None:
         self._run["endpoints"].append(
-            {"config": config, "url": url, "protocol": protocol, "info": info, "command": command}
+            {"config": config, **redaction.hidden({"url": url, "protocol": protocol, "info": info, "command": command})}
         )
         self._write()
 
@@ -100,7 +102,7 @@ class Recorder:
         self._run["client"].append({**named, **seen})
 
     def add(self, sample: Sample) -> None:
-        self._samples.write(hide(sample.to_json()) + "\n")
+        self._samples.write(sample.to_json() + "\n")
         if sample.complete:
             self.complete += 1
         else:
@@ -114,7 +116,7 @@ class Recorder:
 
     def _write(self) -> None:
         part = self.folder / "run.json.part"
-        part.write_text(hide(json.dumps(self._run, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(self._run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         part.replace(self.folder / "run.json")
 
 

@@ -147,5 +147,5 @@ def _accepted(chosen: Chosen, attempt: Callable[[Endpoint], Result]) -> tuple[Ch
             less = chosen.endpoint.without(str(refusal))
             if less is None:
                 raise
-            left_out = ", ".join(sorted(each for each in less.optional if each in str(refusal))) or "max_tokens"
-            chosen = replace(chosen, endpoint=less, why=f"{chosen.why}; it takes no {left_out}")
+            endpoint, left_out = less
+            chosen = replace(chosen, endpoint=endpoint, why=f"{chosen.why}; it takes no {left_out}")

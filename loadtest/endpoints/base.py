@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -83,12 +83,8 @@ class Endpoint(Protocol):
     def truncates(self) -> bool:
         """A request says how many tokens of its prompt are kept, so one that is too long comes out exact."""
 
-    @property
-    def optional(self) -> Collection[str]:
-        """Fields of a request that it can do without: see `without`."""
-
-    def without(self, refusal: str) -> Endpoint | None:
-        """The endpoint asked without what a refusal names; None where that can't be left out."""
+    def without(self, refusal: str) -> tuple[Endpoint, str] | None:
+        """The endpoint asked without the field that a refusal names, and its name; None where it must stay."""
 
     def request(self, prompt: Prompt, new_tokens: int, request_id: str, input_tokens: int | None = None) -> HttpRequest:
         """Ask for `new_tokens`, EOS suppressed, streamed; and to keep `input_tokens` of the prompt, where one can.
@@ -123,19 +119,24 @@ def parse_url(url: str) -> Target:
         parts = urlsplit(url if "://" in url else f"http://{url}")
     except ValueError as error:
         raise EndpointError(f"{url} is no URL ({error}): write it as http://127.0.0.1:8080") from error
+    if "@" in parts.netloc:
+        shown = url.replace(parts.netloc, f"…@{parts.netloc.rpartition('@')[2]}")
+        raise EndpointError(f"{shown} holds a name or password: say --header 'Authorization: Basic …' instead")
     try:
         port = parts.port
     except ValueError as error:
         raise EndpointError(f"{url} has no valid port: use 1 to 65535") from error
     if parts.scheme not in ("http", "https"):
         raise EndpointError(f"{url} asks for {parts.scheme}: only http:// and https:// can be measured")
-    if parts.username is not None or parts.password is not None:
-        shown = url.replace(parts.netloc, f"…@{parts.netloc.rpartition('@')[2]}")
-        raise EndpointError(f"{shown} holds a name or password: say --header 'Authorization: Basic …' instead")
     if not parts.hostname:
         raise EndpointError(f"{url} names no host: write it as http://127.0.0.1:8080")
-    if parts.query or parts.fragment or not url.isascii():
-        raise EndpointError(f"{url} is more than a base URL: leave out ? and #, and percent-encode the path")
+    if parts.query or parts.fragment:  # which may hold a key
+        shown = url.partition("?")[0].partition("#")[0]
+        raise EndpointError(f"{shown}… is more than a base URL: leave out what begins with ? or #")
+    if not (url.isascii() and url.isprintable()) or " " in url:
+        raise EndpointError(f"{url!r} has characters that a URL can't have: percent-encode its path")
+    if port == 0:
+        raise EndpointError(f"{url} has no valid port: use 1 to 65535")
     tls = parts.scheme == "https"
     return Target(parts.hostname, port or (443 if tls else 80), parts.path.rstrip("/"), tls)
 

@@ -26,6 +26,10 @@ ENDINGS = {  # of URLs that name a route instead of a base
     "/invocations": "sagemaker",
     "/v1": "openai",
 }
+HUGGING_FACE = (
+    ".huggingface.cloud",
+    ".huggingface.co",
+)  # whose endpoints ask for $HF_TOKEN before they say what they are
 KEYS = {"tgi": "HF_TOKEN", "sagemaker": "HF_TOKEN", "openai": "OPENAI_API_KEY"}  # whose variable holds a key
 
 
@@ -71,7 +75,8 @@ def choose(url: str, wanted: Wanted, control: Connect) -> Chosen:
         return _as(wanted.kind, target, wanted, control, "as --endpoint-type says")
     if named is not None and named != "openai":
         return _as(named, target, wanted, control, f"the URL ends in {ending}")
-    if named is None and _is_tgi(control, _keyed(target, "tgi", wanted)):
+    # Nobody who isn't known to speak TGI's protocol gets its key.
+    if named is None and _is_tgi(control, _keyed(target, "tgi", wanted, base.host.endswith(HUGGING_FACE))):
         return _as("tgi", target, wanted, control, "/info answers as TGI's does")
     with closing(control(_keyed(target, "openai", wanted))) as connection:
         completions = _has(connection, ROUTES["completions"])
@@ -87,7 +92,10 @@ def choose(url: str, wanted: Wanted, control: Connect) -> Chosen:
 def _as(kind: str, target: Target, wanted: Wanted, control: Connect, why: str) -> Chosen:
     """An endpoint of a kind, with what it says of itself taken into account."""
     target = _keyed(target, kind, wanted)
+    if wanted.transport == "huggingface_hub":
+        _sayable_by_the_hub(kind, wanted)
     if kind not in KINDS:
+        _checked(wanted.extra_body)
         route = INVOCATIONS if kind == "sagemaker" else "/generate_stream" if wanted.streams else "/generate"
         plain = TgiEndpoint(route, kind, wanted.extra_body, streams=wanted.streams)
         with closing(control(target)) as connection:
@@ -95,8 +103,9 @@ def _as(kind: str, target: Target, wanted: Wanted, control: Connect, why: str) -
         there = status == 200 and isinstance(info, dict)
         if kind == "tgi" and not there:
             raise EndpointError(f"{target.origin}{target.path}/info answers {status}: is this a TGI endpoint?")
-        ours = there and info.get("router") == "tokenclock"
-        return Chosen(target, replace(plain, suppresses_eos=ours, has_other_routes=there), why)
+        parameters = wanted.extra_body.get("parameters") or {}
+        suppresses = there and info.get("router") == "tokenclock" and parameters.get("ignore_eos", True) is True
+        return Chosen(target, replace(plain, suppresses_eos=suppresses, has_other_routes=there), why)
     model, owner = wanted.model, None
     with closing(control(target)) as connection:
         listed = models(connection)
@@ -104,10 +113,23 @@ def _as(kind: str, target: Target, wanted: Wanted, control: Connect, why: str) -
         raise EndpointError(f"{target.origin}{target.path}/v1/models lists no model: say --model")
     found = next((each for each in listed if model in (None, each.get("id"))), {})
     model, owner = model or str(found.get("id")), found.get("owned_by")
-    endpoint = OpenAiEndpoint(
-        KINDS[kind], model, wanted.extra_body, suppresses_eos=owner in HONOUR_IGNORE_EOS, streams=wanted.streams
-    )
+    suppresses = owner in HONOUR_IGNORE_EOS and wanted.extra_body.get("ignore_eos", True) is True
+    endpoint = OpenAiEndpoint(KINDS[kind], model, wanted.extra_body, suppresses_eos=suppresses, streams=wanted.streams)
     return Chosen(target, endpoint, f"{why}; model {model}")
+
+
+def _checked(extra_body: Mapping[str, Any]) -> None:
+    """Raises: EndpointError where TGI's `parameters` can't be laid over ours."""
+    if not isinstance(extra_body.get("parameters") or {}, Mapping):
+        raise EndpointError('--extra-body\'s `parameters` is no object: write it as {"parameters": {"seed": 1}}')
+
+
+def _sayable_by_the_hub(kind: str, wanted: Wanted) -> None:
+    """Raises: EndpointError where huggingface_hub would ask for something else than the other transports do."""
+    if kind != "tgi":
+        raise EndpointError(f"huggingface_hub streams TGI's protocol only, not {kind}: use --transport gevent or httpx")
+    if stray := sorted(wanted.extra_body.keys() - {"parameters"}):
+        raise EndpointError(f"huggingface_hub can't send {stray[0]} of --extra-body: use --transport gevent or httpx")
 
 
 def _behind_aws(url: str, wanted: Wanted) -> Chosen:
@@ -130,6 +152,7 @@ def _behind_aws(url: str, wanted: Wanted) -> Chosen:
             has_other_routes=False,
         )
     else:
+        _checked(wanted.extra_body)
         endpoint = TgiEndpoint(
             INVOCATIONS,
             "sagemaker",
@@ -153,10 +176,11 @@ def _behind_aws(url: str, wanted: Wanted) -> Chosen:
     return Chosen(target, endpoint, f"{speaks}, region {runtime.region}", timed, wrapped)
 
 
-def _keyed(target: Target, kind: str, wanted: Wanted) -> Target:
+def _keyed(target: Target, kind: str, wanted: Wanted, from_environment: bool = True) -> Target:
     """The target with the headers that every request carries. A key is told to `redaction` before anything is sent."""
     variable = KEYS[kind.partition("-")[0]]
-    key = wanted.api_key or os.environ.get(variable)
+    set_there = os.environ.get(variable) if from_environment else None
+    key = (wanted.api_key or set_there or "").strip() or None
     if key is not None and not (key.isascii() and key.isprintable()):
         raise EndpointError(f"${variable} holds a line's end, or what isn't ASCII: a header can't carry it")
     named = {name.lower() for name, _ in wanted.headers}

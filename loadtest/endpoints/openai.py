@@ -8,7 +8,7 @@ Source: openai/openai-openapi; vllm-project/vllm, vllm/entrypoints/openai/protoc
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -54,7 +54,6 @@ class OpenAiEndpoint:
     streams: bool = True
 
     truncates: ClassVar[bool] = False
-    optional: ClassVar[Collection[str]] = OPTIONAL
     needs_clean_end: ClassVar[bool] = True  # the finish is no last event: usage, an error or a cut may follow
 
     @property
@@ -108,13 +107,15 @@ class OpenAiEndpoint:
         remedy = self._remedy(message)
         return f"{message} (leave it out: extra_body {orjson.dumps(remedy).decode()})" if remedy else message
 
-    def without(self, refusal: str) -> OpenAiEndpoint | None:
-        """The endpoint asked without what a refusal names, if that is a field of ours and not the user's."""
+    def without(self, refusal: str) -> tuple[OpenAiEndpoint, str] | None:
+        """A field of ours is left out, or called by its newer name; one of the user's isn't."""
         remedy = self._remedy(refusal)
         if remedy is None or remedy.keys() & self.extra_body.keys():
             return None
         suppresses_eos = self.suppresses_eos and "ignore_eos" not in remedy
-        return replace(self, extra_body={**self.extra_body, **remedy}, suppresses_eos=suppresses_eos)
+        return replace(self, extra_body={**self.extra_body, **remedy}, suppresses_eos=suppresses_eos), next(
+            iter(remedy)
+        )
 
     def _remedy(self, message: str) -> dict[str, Any] | None:
         """What `extra_body` has to say so that the field which a message refuses isn't sent."""

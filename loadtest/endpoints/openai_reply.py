@@ -84,13 +84,14 @@ def read_whole(body: bytes) -> Reading:
     usage, message = said.get("usage"), choice.get("message")
     counts = usage if isinstance(usage, dict) else {}
     whole = message if isinstance(message, dict) else {"content": choice.get("text")}
-    made = whole_number(counts.get("completion_tokens")) or None
+    made, finish = whole_number(counts.get("completion_tokens")) or None, choice.get("finish_reason")
     text = whole.get("content") or whole.get("refusal") or ""
     return Reading(
         tokens=made or listed_tokens(choice) or int(bool(text) or any(whole.get(name) for name in HIDDEN)),
         text=text if isinstance(text, str) else "",
-        finished=bool(choice.get("finish_reason")),
-        stopped=choice.get("finish_reason") == "stop",
+        finished=bool(finish),
+        stopped=finish == "stop",
+        error=f"the generation ended with finish_reason {finish!r}" if str(finish) in NOT_THE_END else None,
         input_tokens=whole_number(counts.get("prompt_tokens")) or None,
         new_tokens=made,
     )

@@ -6,7 +6,7 @@ project for what TGI can't do. Source: huggingface/text-generation-inference 3.3
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -45,7 +45,6 @@ class TgiEndpoint:
     streams: bool = True
 
     truncates: ClassVar[bool] = True
-    optional: ClassVar[Collection[str]] = ()
 
     @property
     def media_type(self) -> str:
@@ -66,7 +65,7 @@ class TgiEndpoint:
             "inputs": prompt,
             **({"stream": self.streams} if self.route == INVOCATIONS else {}),
             **self.extra_body,
-            "parameters": without_nulls({**parameters, **self.extra_body.get("parameters", {})}),
+            "parameters": without_nulls({**parameters, **(self.extra_body.get("parameters") or {})}),
         }
         return HttpRequest(
             "POST",

@@ -35,7 +35,7 @@ from typing import Any
 from loadtest import stats
 from loadtest.probe.findings import Finding
 from loadtest.probe.witness import Probed
-from loadtest.redaction import hide
+from loadtest.redaction import hidden
 
 SCHEMA = 1
 NEVER_SHOWN = {"set-cookie", "set-cookie2", "authorization", "proxy-authorization", "x-amz-security-token"}
@@ -57,15 +57,6 @@ def facts(about: Mapping[str, Any], probed: Sequence[Probed], findings: Sequence
         }
     )
     return shown
-
-
-def hidden(value: object) -> Any:
-    """The same without secrets: in every string, before anything breaks it into lines or escapes it."""
-    if isinstance(value, str):
-        return hide(value)
-    if isinstance(value, Mapping):
-        return {hide(str(name)): hidden(each) for name, each in value.items()}
-    return [hidden(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _request(seen: Probed, opened_before: bool) -> dict[str, Any]:

@@ -64,8 +64,9 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """What a `host` header says."""
-        return self.origin.partition("://")[2]
+        """What a `host` header says: a scheme's own port is left out, and signatures count on that."""
+        named = self.origin.partition("://")[2]
+        return named.removesuffix(":443" if self.tls else ":80")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ class Seen:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)  # names in lower case
     body_ended: bool = False  # the body ended as its framing said
+    ended_ns: int | None = None  # arrival of the read that ended it, which need not hold a byte of it
     overloaded: bool = False  # the refusal means: too much at once, whatever its status
     clock: Literal["kernel", "user"] = "user"  # what every arrival so far was stamped by
 

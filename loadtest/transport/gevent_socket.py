@@ -60,6 +60,8 @@ class _Response:
         """Frame what one read brought. What came before a fault is kept. Whether it is time to look at `reads`."""
         if not data:
             self._closed()
+            if self.seen.body_ended:
+                self.seen.ended_ns = t_ns
             return True
         if not by_kernel:
             self.seen.clock = "user"
@@ -71,6 +73,8 @@ class _Response:
                 self.keeps_alive = False
             else:
                 self.fault = NotHttp(f"not HTTP/1.1: {error}")
+        if self.seen.body_ended and self.seen.ended_ns is None:
+            self.seen.ended_ns = t_ns
         if self._headers_complete and self.seen.headers_ns is None:
             self.seen.headers_ns = t_ns
         first = False
@@ -169,11 +173,15 @@ class GeventConnection:
         response = _Response(seen)
         seen.clock = "kernel" if self._map is not None else "user"
         ended: BaseException | None = None
+        unsent: ConnectionBroken | None = None
         try:
             seen.started_ns = self._clock()
             wire.expect(seen.started_ns, response.consume)
-            waiting.send(wire, head + request.body, timeouts)
-            seen.sent_ns = self._clock()
+            try:
+                waiting.send(wire, head + request.body, timeouts)
+                seen.sent_ns = self._clock()
+            except ConnectionBroken as error:
+                unsent = error  # a refusal may have come before all was sent
             while ended is None and not seen.body_ended:
                 try:
                     waiting.wait(wire, seen, response.begun, timeouts)
@@ -182,9 +190,9 @@ class GeventConnection:
                     ended = error
                 yield from response.taken()
             if ended is not None:
-                raise ended
+                raise unsent if unsent is not None and seen.status is None else ended
         finally:
-            ended = None
+            ended = unsent = None
             wire.expect(0)
             response.forget()
             # An exchange that was left early leaves bytes on the wire: the next one needs a fresh connection.

@@ -87,12 +87,12 @@ class _Stream(httpcore.NetworkStream):
         assert self._exchange is not None
         seen, timeouts = self._exchange
         t_ns, by_kernel, data = waiting.take(self._wire, seen, self.begun, timeouts)
+        self.t_ns = t_ns
         if not data:
             self.ended_by_server = True
             return b""
         if not by_kernel:
             seen.clock = "user"
-        self.t_ns = t_ns
         self.read_id += 1
         return data
 
@@ -282,7 +282,7 @@ class HttpxConnection:
             for data in response.iter_raw():
                 stream.begun = True
                 yield Read(stream.t_ns, stream.read_id, data)
-            seen.body_ended = True
+            seen.body_ended, seen.ended_ns = True, stream.t_ns
         except httpcore.ProxyError as error:
             raise ConnectionBroken(f"the proxy refuses: {error}") from error
         except httpcore.RemoteProtocolError as error:

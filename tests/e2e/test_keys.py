@@ -153,3 +153,19 @@ def test_a_run_against_sagemaker_shows_no_credentials(tmp_path: Path, transport:
     everything = written(tmp_path) + done.stdout + done.stderr + refused.stdout + refused.stderr
     for secret in (aws.access_key, aws.secret_key, token, "never-shown-either"):
         assert secret not in everything
+
+
+def test_values_that_look_like_ours_cost_nothing(tmp_path: Path):
+    """They are hidden where they are repeated, and numbers, phases and verdicts are no repetitions."""
+    with truth(first=0.01, gap=0.001) as server:
+        odd = ("--header", "x-priority: steady", "--header", "x-mode: streamed", "--api-key", "000000")
+        sizes = ("-u", "1", "-t", "1s", "--input-tokens", "8", "--new-tokens", "2", "--results", str(tmp_path))
+        done = tokenclock("run", "--url", server.url, *odd, *sizes)
+    assert "failed" in done.stdout, done.stderr
+    (folder,) = tmp_path.iterdir()
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {sample["phase"] for sample in samples} >= {"warmup", "steady"}
+    assert {sample["verdict"] for sample in samples} == {"complete"}
+    run = json.loads((folder / "run.json").read_text())
+    assert run["options"]["api_key"] == "[hidden]"
+    assert "000000" not in run["command"]

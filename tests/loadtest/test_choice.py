@@ -126,6 +126,14 @@ def test_what_is_said_is_not_guessed():
         (CHAT, "/v1/chat/completions", {"kind": "tgi"}, "names a route of openai-chat, and --endpoint-type tgi"),
         ({"/v1/models": (401, {"error": "no"})}, "", {"kind": "openai-chat"}, "answers 401: no; is --api-key right?"),
         ({}, "", {"transport": "boto3"}, "boto3 carries requests to sagemaker:// URLs only"),
+        (CHAT, "", {"transport": "huggingface_hub"}, "huggingface_hub streams TGI's protocol only, not openai-chat"),
+        (
+            {"/info": (200, TGI_INFO)},
+            "",
+            {"transport": "huggingface_hub", "extra_body": {"adapter_id": "a"}},
+            "huggingface_hub can't send adapter_id",
+        ),
+        ({"/info": (200, TGI_INFO)}, "", {"extra_body": {"parameters": 3}}, "`parameters` is no object"),
     ],
 )
 def test_what_cannot_be_measured_is_said_with_the_remedy(
@@ -154,6 +162,8 @@ def test_a_name_in_a_url_is_refused_without_repeating_it():
         (CHAT, {}, True),
         (CHAT, {"model": "second"}, False),
         (CHAT, {"model": "unlisted"}, False),
+        (CHAT, {"extra_body": {"ignore_eos": None}}, False),
+        ({"/info": (200, OURS)}, {"extra_body": {"parameters": {"ignore_eos": False}}}, False),
     ],
 )
 def test_only_servers_that_say_who_they_are_are_taken_at_their_word(
@@ -200,6 +210,42 @@ def test_a_key_that_no_header_can_carry_is_refused_without_repeating_it(monkeypa
     assert "sk-with" not in str(refused.value)
 
 
+def test_nobody_gets_tgis_key_before_it_is_known_to_speak_tgi(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_environment")
+    with serving(CHAT) as served:
+        chosen(served.url)
+        assert all("authorization" not in sent for _, _, sent in served.asked)
+
+
+@pytest.mark.parametrize("key", ["", "  "])
+def test_an_empty_key_is_none(monkeypatch: pytest.MonkeyPatch, key: str):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with serving(CHAT) as served:
+        assert chosen(served.url).target.headers == ()
+
+
+def test_space_around_a_key_is_not_sent(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-environment\n")
+    with serving(CHAT) as served:
+        assert chosen(served.url).target.headers == (("authorization", "Bearer sk-environment"),)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://bob:hunter2pw@host:80x", "holds a name or password"),
+        ("ftp://bob:hunter2pw@host", "holds a name or password"),
+        ("http://host/v1?api_key=hunter2pw", "is more than a base URL"),
+        ("http://host:0", "no valid port"),
+        ("http://host/a b", "percent-encode"),
+    ],
+)
+def test_a_url_that_cannot_be_measured_is_refused_without_its_secrets(url: str, shown: str):
+    with pytest.raises(EndpointError, match=shown) as refused:
+        chosen(url)
+    assert "hunter2pw" not in str(refused.value)
+
+
 def test_headers_of_the_user_are_on_every_request_and_stand_over_ours():
     headers = (("x-team", "a"), ("user-agent", "mine"))
     with serving(CHAT) as served:
@@ -223,6 +269,10 @@ def test_extra_body_is_laid_over_tgis_request_and_its_parameters():
         "adapter": "a",
         "parameters": {"max_new_tokens": 7, "details": True, "seed": 1, "truncate": 5},
     }
+
+
+def test_null_parameters_are_none():
+    assert body(TgiEndpoint(extra_body={"parameters": None}))["parameters"]["max_new_tokens"] == 7
 
 
 def test_extra_body_is_laid_over_openais_request():

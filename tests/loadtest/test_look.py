@@ -16,12 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.counting import lengths_by_counts
+from loadtest.counting import PromptMaker, lengths_by_counts
 from loadtest.endpoints.base import EndpointError
 from loadtest.endpoints.choice import Wanted
 from loadtest.endpoints.openai import OpenAiEndpoint
-from loadtest.prompts import WORDS, Prompts
+from loadtest.endpoints.tgi import TgiEndpoint
+from loadtest.prompts import WORDS, PromptError, Prompts
 from loadtest.site import Look, Site
+from loadtest.transport.base import Timeouts
 from loadtest.transport.choice import connecting, controlling
 from loadtest.transport.tls import Tls
 
@@ -29,7 +31,9 @@ TEMPLATE = 7  # tokens around every prompt
 
 
 @contextmanager
-def strict(refused: Collection[str] = (), usage: bool = True, merges: int = 0) -> Iterator[tuple[str, list[Any]]]:
+def strict(
+    refused: Collection[str] = (), usage: bool = True, merges: int = 0, constant: int = 0
+) -> Iterator[tuple[str, list[Any]]]:
     """Its base URL, and the bodies that it took. merges: words fewer than a text has, where it is long."""
     took: list[Any] = []
 
@@ -58,7 +62,7 @@ def strict(refused: Collection[str] = (), usage: bool = True, merges: int = 0) -
             events: list[Any] = [{"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "length"}]}]
             if usage:
                 counted = TEMPLATE + words - (merges if words > 100 else 0)
-                events.append({"choices": [], "usage": {"prompt_tokens": counted, "completion_tokens": 1}})
+                events.append({"choices": [], "usage": {"prompt_tokens": constant or counted, "completion_tokens": 1}})
             self.reply(200, "text/event-stream", "".join(f"data: {json.dumps(e)}\n\n" for e in events).encode())
 
         def log_message(self, *_: object) -> None:
@@ -126,6 +130,13 @@ def test_a_length_that_comes_out_otherwise_is_said():
     assert "a prompt made of 200 tokens has" in said[1]
 
 
+def test_a_count_that_never_changes_is_none():
+    with strict(constant=10) as (url, took):
+        found = look(url)
+        assert len(took) == 2
+    assert "the endpoint counts no prompts" in found.notes[1]
+
+
 def test_without_a_count_a_word_is_taken_for_a_token_and_that_is_said():
     with strict(usage=False) as (url, _):
         found = look(url)
@@ -146,3 +157,10 @@ def test_lengths_of_words_are_found_by_counting_texts(tokens: list[int], around:
     assert lengths_by_counts(count, words) == (true, around)
     if set(tokens) == {1}:
         assert counts == 2
+
+
+def test_an_endpoint_that_cuts_prompts_itself_is_no_endless_loop():
+    maker = PromptMaker(TgiEndpoint(), None, None, "seed", Timeouts())  # type: ignore[arg-type]  # nothing is asked
+    prompts = Prompts(dict.fromkeys(WORDS, 1), 0, "seed")
+    with pytest.raises(PromptError, match="counts 40 however long it is"):
+        maker._wrong(prompts, lambda text: min(40, len(text.split())), 64)

@@ -8,6 +8,8 @@ test_timing.py.
 from __future__ import annotations
 
 import collections
+import socket
+import threading
 import time
 from typing import Any
 
@@ -291,6 +293,57 @@ def test_reads_that_nobody_takes_are_left_to_the_kernel_and_come_in_order(raw_se
             got += read.data
         connection.close()
     assert bytes(got) == body
+
+
+def test_a_body_ends_when_its_last_byte_comes_though_that_is_none_of_its_text():
+    """The end of a chunked body may have a read of its own; a user's next request counts from it."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(65536)
+                peer.sendall(head + b"2\r\n\n\n\r\n")
+                time.sleep(0.2)
+                peer.sendall(b"0\r\n\r\n")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        connection, seen = GeventConnection(Target("127.0.0.1", listener.getsockname()[1])), Seen()
+        (read,) = connection.exchange(HttpRequest("GET", "/"), seen, SHORT)
+        connection.close()
+        thread.join(5)
+    assert seen.body_ended
+    assert (seen.ended_ns or 0) - read.t_ns > 0.15e9
+
+
+def test_a_refusal_that_comes_before_all_was_sent_is_read():
+    reply = b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\nbig"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(1000)
+                peer.sendall(reply)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        connection, seen = GeventConnection(Target("127.0.0.1", listener.getsockname()[1])), Seen()
+        reads = list(connection.exchange(HttpRequest("POST", "/", (), bytes(8_000_000)), seen, SHORT))
+        connection.close()
+        thread.join(5)
+    assert seen.status == 413
+    assert b"".join(read.data for read in reads) == b"big"
+
+
+@pytest.mark.parametrize(
+    ("port", "tls", "authority"), [(443, True, "h"), (80, False, "h"), (80, True, "h:80"), (443, False, "h:443")]
+)
+def test_a_schemes_own_port_is_not_in_the_host_header(port: int, tls: bool, authority: str):
+    assert Target("h", port, tls=tls).authority == authority
+    assert Target("::1", port, tls=tls).authority == authority.replace("h", "[::1]")
 
 
 def test_a_reader_that_always_finds_something_is_timed_out_too(raw_server: Any):
