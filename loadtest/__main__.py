@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -12,25 +11,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadtest import plan as plans
-from loadtest.arguments import (
-    INPUT_TOKENS,
-    NEW_TOKENS,
-    Usage,
-    add_dataset,
-    add_endpoint,
-    add_timeouts,
-    add_wire,
-    count,
-    dataset,
-    seconds,
-    shared_prefix,
-    shown,
-    timeouts,
-    wanted,
-)
 from loadtest.arrivals import KINDS, Arrivals, ArrivalsError
+from loadtest.extras import needed, remedy, require
 from loadtest.redaction import hide
 from loadtest.verdict import Verdict
+
+try:
+    from loadtest.arguments import (
+        INPUT_TOKENS,
+        NEW_TOKENS,
+        Usage,
+        add_dataset,
+        add_endpoint,
+        add_timeouts,
+        add_wire,
+        count,
+        dataset,
+        seconds,
+        shared_prefix,
+        shown,
+        timeouts,
+        wanted,
+    )
+except ModuleNotFoundError as error:  # pip brought no extra at all: there aren't even options to read
+    print(f"tokenclock: {remedy(error)}", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from loadtest.run import Options
@@ -54,14 +59,12 @@ def dispatch(asked: argparse.Namespace) -> int:
     except Usage as error:
         return fail(str(error))
     except ModuleNotFoundError as error:
-        extra = "hub" if error.name == "huggingface_hub" else "loadtest"
-        return fail(f"{error.name} is not installed: pip install 'tokenclock[{extra}]'")
+        return fail(remedy(error))
 
 
 def run(asked: argparse.Namespace) -> int:
     chosen = options(asked)
-    if importlib.util.find_spec("matplotlib") is None:  # said before the measurement, not after it
-        raise ModuleNotFoundError(name="matplotlib")
+    require("matplotlib")  # said before the measurement, not after it
     from loadtest import run as verb
 
     return verb.run(chosen, echo(asked))
@@ -195,16 +198,16 @@ def _add_probe(verbs: Any) -> None:
 
 
 def look(asked: argparse.Namespace) -> Look:
-    """Raises: Usage where the options of the wire contradict each other, or a file can't be read."""
+    """Raises: Usage where the options of the wire contradict each other, or a file can't be read; ModuleNotFoundError
+    where they need what isn't installed.
+    """
     from loadtest.site import Look
-    from loadtest.transport.choice import connecting, controlling
-    from loadtest.transport.tls import Tls, TlsError
+    from loadtest.transport.choice import connecting, controlling, trusting
+    from loadtest.transport.tls import TlsError
 
-    if asked.transport == "huggingface_hub" and (asked.cacert or asked.insecure):
-        raise Usage("--cacert and --insecure don't reach huggingface_hub: set SSL_CERT_FILE and REQUESTS_CA_BUNDLE")
-    tls = Tls(asked.cacert, verify=not asked.insecure)
+    require(*needed(asked.url, asked.tokenizer))
     try:
-        tls.context()
+        tls = trusting(asked.transport, asked.cacert, asked.insecure)
     except TlsError as error:
         raise Usage(str(error)) from error
     return Look(connecting(asked.transport, tls), controlling(asked.transport, tls), wanted(asked), asked.tokenizer)

@@ -38,6 +38,7 @@ from loadtest.books import Books
 from loadtest.datasets import DatasetPrompts
 from loadtest.dispatch import ClosedLoop, ids
 from loadtest.endpoints.base import EndpointError
+from loadtest.extras import needed, remedy, require
 from loadtest.monitor import Monitor
 from loadtest.plan import Cell
 from loadtest.record import Recorder
@@ -46,8 +47,8 @@ from loadtest.report import write
 from loadtest.sample import Sample
 from loadtest.site import Look
 from loadtest.transport.base import Timeouts, monotonic_ns
-from loadtest.transport.choice import connecting, controlling
-from loadtest.transport.tls import Tls
+from loadtest.transport.choice import connecting, controlling, trusting
+from loadtest.transport.tls import TlsError
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ class Test:
     """Everything between Start and Stop in this process."""
 
     def __init__(self, environment: Environment) -> None:
-        """Raises: Usage; EndpointError where the endpoint can't be measured; OSError where results can't be written."""
+        """Raises: Usage; TlsError; ModuleNotFoundError where an extra is missing; EndpointError where the endpoint
+        can't be measured; OSError where results can't be written.
+        """
         asked = environment.parsed_options
         runner = environment.runner
         assert asked is not None
@@ -68,7 +71,8 @@ class Test:
         process = runner.worker_index if isinstance(runner, WorkerRunner) else 0
         users = runner.target_user_count
         seed = asked.seed or time.time_ns()
-        tls = Tls(asked.cacert and Path(asked.cacert), verify=not asked.insecure)
+        require(*needed(environment.host, asked.tokenizer))
+        tls = trusting(asked.transport, asked.cacert and Path(asked.cacert), asked.insecure)
         lines = dataset(asked, None if asked.input_tokens == INPUT_TOKENS else asked.input_tokens)
         if asked.shared_prefix_tokens and isinstance(runner, WorkerRunner) and not asked.seed:
             raise Usage("each worker would draw a prefix of its own: give all of them one --seed")
@@ -183,8 +187,11 @@ def begin(environment: Environment, **_: object) -> None:
         return
     try:
         running = Test(environment)
-    except (Usage, EndpointError, OSError) as error:
+    except (Usage, TlsError, EndpointError, OSError) as error:
         give_up(environment, str(error))
+        return
+    except ModuleNotFoundError as error:
+        give_up(environment, remedy(error))
         return
     StreamUser.numbers = itertools.count()
     StreamUser.load, StreamUser.books = running.load, running.books

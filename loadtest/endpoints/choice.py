@@ -136,10 +136,9 @@ def _behind_aws(url: str, wanted: Wanted) -> Chosen:
     """A container that only `/invocations` leads to."""
     if wanted.transport == "huggingface_hub":
         raise EndpointError("huggingface_hub does not sign AWS's requests: use --transport gevent, httpx or boto3")
-    runtime = aws.Runtime(aws.parse(url))
-    target = replace(runtime.target, headers=wanted.headers)
     for _, value in wanted.headers:
         redaction.keep(value)
+    runtime = aws.Runtime(aws.parse(url), wanted.headers)  # which signs them
     endpoint: Endpoint
     if wanted.kind in KINDS:
         endpoint = OpenAiEndpoint(
@@ -173,7 +172,7 @@ def _behind_aws(url: str, wanted: Wanted) -> Chosen:
         return lambda _: Boto3Connection(runtime)
 
     timed = by_boto3 if wanted.transport == "boto3" else wrapped
-    return Chosen(target, endpoint, f"{speaks}, region {runtime.region}", timed, wrapped)
+    return Chosen(runtime.target, endpoint, f"{speaks}, region {runtime.region}", timed, wrapped)
 
 
 def _keyed(target: Target, kind: str, wanted: Wanted, from_environment: bool = True) -> Target:

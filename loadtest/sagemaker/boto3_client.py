@@ -50,7 +50,7 @@ class Boto3Connection:
 
     def exchange(self, request: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
         from botocore.eventstream import ParserError
-        from botocore.exceptions import BotoCoreError, ClientError, EventStreamError
+        from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, EventStreamError
         from urllib3.exceptions import HTTPError
 
         place = self._runtime.place
@@ -66,7 +66,7 @@ class Boto3Connection:
             **{name: value for name, value in optional.items() if value is not None},
         }
         silence_s = min(max(timeouts.first_byte_s, timeouts.gap_s), timeouts.total_s)
-        client = self._runtime.client_waiting(silence_s)
+        client = self._runtime.client_waiting(silence_s, timeouts.connect_s)
         seen.started_ns = self._clock()
         try:
             call = client.invoke_endpoint_with_response_stream if streamed else client.invoke_endpoint
@@ -77,8 +77,9 @@ class Boto3Connection:
                 yield from self._parts(reply["Body"], seen, timeouts)
             else:
                 seen.headers["content-type"] = reply.get("ContentType") or "application/json"
-                yield Read(self._clock(), 1, reply["Body"].read())
-            seen.body_ended = True
+                whole = reply["Body"].read()
+                yield Read(self._clock(), 1, whole)
+            seen.body_ended, seen.ended_ns = True, self._clock()
         except EventStreamError as error:
             told = error.response.get("Error", {})
             code = error.response.get("ErrorCode")
@@ -92,6 +93,9 @@ class Boto3Connection:
             told = {**error.response, "message": error.response["Error"].get("Message")}
             sentence, seen.overloaded = refusal(seen.status, error.response["Error"].get("Code", ""), told)
             yield Read(self._clock(), 1, json.dumps({"error": sentence}).encode())
+        except ConnectTimeoutError as error:
+            to = self._runtime.target
+            raise TimedOut(f"no connection to {to.host}:{to.port} in {timeouts.connect_s:g} s") from error
         except (BotoCoreError, HTTPError) as error:  # what breaks inside a stream comes as urllib3 says it
             raise _told(error, seen, silence_s) from error
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from loadtest.endpoints.base import excerpt
 from loadtest.sagemaker.runtime import Runtime
 from loadtest.transport.base import (
     Connection,
@@ -54,25 +55,35 @@ class SageMakerConnection:
         events = _Events()
         refused = bytearray()
         read: Read | None = None
-        for read in self._wire.exchange(signed, seen, timeouts):
-            if seen.status != 200:
-                refused += read.data
-                continue
-            if seen.headers.get("content-type", "") != EVENT_STREAM and not events.begun:
-                yield read  # a whole reply, or nothing that AWS would send
-                continue
-            seen.headers["content-type"] = seen.headers.get("x-amzn-sagemaker-content-type", "text/event-stream")
-            payload, failure = events.take(read.data)
-            if payload:
-                yield Read(read.t_ns, read.read_id, payload)
-            if failure is not None:
-                raise StreamFailed(failure)
+        try:
+            for read in self._wire.exchange(signed, seen, timeouts):
+                if seen.status != 200:
+                    refused += read.data
+                    continue
+                if not (_unwrapped(seen) or events.begun):
+                    yield read  # a whole reply, or nothing that AWS would send
+                    continue
+                payload, failure = events.take(read.data)
+                if payload:
+                    yield Read(read.t_ns, read.read_id, payload)
+                if failure is not None:
+                    raise StreamFailed(failure)
+        finally:
+            _unwrapped(seen)  # also a stream that ended before its first frame is the container's
         if read is not None and refused:
             sentence, seen.overloaded = refusal(
                 seen.status or 0, seen.headers.get("x-amzn-errortype", ""), _json(refused)
             )
             yield Read(read.t_ns, read.read_id, json.dumps({"error": sentence}).encode())
         seen.body_ended = seen.body_ended and events.whole
+
+
+def _unwrapped(seen: Seen) -> bool:
+    """Whether an event stream was around the container's bytes, whose own type stands in its place from now on."""
+    if seen.headers.get("content-type") != EVENT_STREAM:
+        return False
+    seen.headers["content-type"] = seen.headers.get("x-amzn-sagemaker-content-type", "text/event-stream")
+    return True
 
 
 class _Events:
@@ -137,5 +148,5 @@ def _json(data: bytes | bytearray) -> dict[str, Any]:
     try:
         said = json.loads(data)
     except ValueError:
-        said = {"message": bytes(data[:200]).decode("utf-8", "replace")}
+        said = {"message": excerpt(bytes(data))}
     return said if isinstance(said, dict) else {}

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from loadtest import redaction
 from loadtest.endpoints.base import EndpointError, parse_url
 from loadtest.transport.base import HttpRequest, Target
 
 SCHEME = "sagemaker://"
+#: Headers that are AWS's part of a request, or its framing's.
+OURS = re.compile(r"authorization|host|x-amz-.*|content-type|content-length|transfer-encoding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,10 @@ def parse(url: str) -> Place:
 
     Raises: EndpointError.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets, that hold no address
+        parts = SplitResult("", "", "", "", "")
     name, said = parts.netloc, dict(parse_qsl(parts.query, keep_blank_values=True))
     if not re.fullmatch(r"[A-Za-z0-9](-*[A-Za-z0-9]){0,62}", name) or parts.path.strip("/"):
         raise EndpointError(f"{url} names no endpoint: write it as sagemaker://ENDPOINT_NAME?region=eu-west-1")
@@ -46,20 +52,30 @@ def parse(url: str) -> Place:
 class Runtime:
     """Where AWS takes a place's requests, and who signs them: botocore's own rules, credential chain and profile."""
 
-    def __init__(self, place: Place) -> None:
-        """Raises: EndpointError where there is no region or there are no credentials; ModuleNotFoundError."""
+    def __init__(self, place: Place, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """headers: the user's, of every request, for AWS or its container; one that is said twice has both values.
+
+        Raises: EndpointError where there is no region, there are no credentials, or a header can't be the user's;
+        ModuleNotFoundError.
+        """
         import boto3
         from botocore.exceptions import BotoCoreError, NoRegionError
 
         self.place = place
-        self._clients: dict[float, Any] = {}
-        self._session: Any = boto3.session.Session(
-            region_name=place.region or os.environ.get("AWS_REGION")  # which boto3, of all SDKs, doesn't read
-        )
+        self._headers: dict[str, str] = {}
+        for name, value in headers:
+            named = name.lower()
+            if OURS.fullmatch(named):
+                raise EndpointError(f"--header {named} is not yours to say at {SCHEME}: AWS's signature needs its own")
+            self._headers[named] = f"{self._headers[named]}, {value}" if named in self._headers else value
+        self._clients: dict[tuple[float, float], Any] = {}
         try:
+            self._session: Any = boto3.session.Session(
+                region_name=place.region or os.environ.get("AWS_REGION")  # which boto3, of all SDKs, doesn't read
+            )
             self._credentials = self._session.get_credentials()
             self.keys()
-            client = self.client_waiting(60.0)
+            client = self.client_waiting(60.0, 10.0)
         except NoRegionError as error:
             raise EndpointError(
                 f"there is no region: write {SCHEME}{place.name}?region=eu-west-1, or set AWS_REGION"
@@ -69,17 +85,29 @@ class Runtime:
         self.region: str = client.meta.region_name
         self.target: Target = parse_url(client.meta.endpoint_url)
 
-    def client_waiting(self, silence_s: float) -> Any:
+    def client_waiting(self, silence_s: float, connect_s: float) -> Any:
         """boto3's client, one for a process: a failure is a sample, never a retry hidden in a latency, and more users
         than the ten of its default pool have a connection each.
         """
         from botocore.config import Config
 
-        if silence_s not in self._clients:
-            retries = {"total_max_attempts": 1, "mode": "standard"}
-            config = Config(retries=retries, max_pool_connections=10_000, read_timeout=silence_s)
-            self._clients[silence_s] = self._session.client("sagemaker-runtime", config=config)
-        return self._clients[silence_s]
+        if (silence_s, connect_s) not in self._clients:
+            config = Config(
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                max_pool_connections=10_000,
+                read_timeout=silence_s,
+                connect_timeout=connect_s,
+            )
+            client = self._session.client("sagemaker-runtime", config=config)
+            client.meta.events.register("before-sign.sagemaker-runtime", self._add_headers)
+            self._clients[silence_s, connect_s] = client
+        return self._clients[silence_s, connect_s]
+
+    def _add_headers(self, request: Any, **_: object) -> None:
+        """The user's stand where boto3 says one, too."""
+        for name, value in self._headers.items():
+            del request.headers[name]
+            request.headers[name] = value
 
     def keys(self) -> Any:
         """Of this moment: a chain that refreshes them does so here.
@@ -108,6 +136,7 @@ class Runtime:
             **({"x-amzn-sagemaker-accept": "text/event-stream"} if streamed else {"accept": "application/json"}),
             **({"x-amzn-sagemaker-target-variant": self.place.variant} if self.place.variant else {}),
             **({"x-amzn-sagemaker-inference-component": self.place.component} if self.place.component else {}),
+            **self._headers,
         }
         asked = AWSRequest("POST", f"{self.target.origin}{self.target.path}{path}", data=body, headers=headers)
         SigV4Auth(self.keys(), "sagemaker", self.region).add_auth(asked)

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from loadtest.transport.base import Connect, Connection, Target
 from loadtest.transport.stamps import ClockMap, stay_on
-from loadtest.transport.tls import Tls
+from loadtest.transport.tls import Tls, TlsError
+
+#: Where libraries that take no context of ours look for authorities; what isn't timed goes over our own.
+AUTHORITIES = {"huggingface_hub": "SSL_CERT_FILE and REQUESTS_CA_BUNDLE", "boto3": "SSL_CERT_FILE and AWS_CA_BUNDLE"}
+
+
+def trusting(name: str, ca_file: Path | None, insecure: bool) -> Tls:
+    """Whom the requests of a run trust.
+
+    Raises: TlsError where the transport can't be told, or the file can't be read.
+    """
+    if name in AUTHORITIES and (ca_file or insecure):
+        raise TlsError(f"--cacert and --insecure don't reach {name}: set {AUTHORITIES[name]}")
+    tls = Tls(ca_file, verify=not insecure)
+    tls.context()
+    return tls
 
 
 def connecting(name: str, tls: Tls, kernel_stamps: bool = True) -> Connect:
@@ -38,7 +55,9 @@ def _nowhere(target: Target) -> Connection:
 
 
 def controlling(name: str, tls: Tls) -> Connect:
-    """How what isn't timed is asked: by httpx, through the proxies that the timed requests of a transport take."""
+    """How what isn't timed is asked: by httpx, through the proxies that the timed requests of a transport take, which
+    are the environment's for all but our own socket.
+    """
     from loadtest.transport.httpx_client import HttpxConnection
 
-    return lambda target: HttpxConnection(target, tls.context(), proxies=name == "httpx")
+    return lambda target: HttpxConnection(target, tls.context(), proxies=name != "gevent")

@@ -40,6 +40,8 @@ from loadtest.transport.tls import untrusted
 from loadtest.transport.tls_wire import TlsWire
 from loadtest.transport.wire import Wire
 
+UNSENDABLE = "a header can't be sent: leave line ends, outer spaces and all but ASCII out of --header and the key"
+
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line for every request, and locust would print it
 
 
@@ -188,12 +190,20 @@ class _Transport(httpx.BaseTransport):
 
 
 def proxy_of(target: Target) -> httpx.Proxy | None:
-    """The proxy that the environment (`http_proxy`, `https_proxy`, `all_proxy`, `no_proxy`) names for a target."""
+    """The proxy that the environment (`http_proxy`, `https_proxy`, `all_proxy`, `no_proxy`) names for a target.
+
+    Raises: ConnectionBroken where it names none that httpx could take.
+    """
     named = getproxies()
     url = named.get("https" if target.tls else "http") or named.get("all")
     if not url or proxy_bypass(target.host):
         return None
-    return httpx.Proxy(url if "://" in url else f"http://{url}")
+    try:
+        return httpx.Proxy(url if "://" in url else f"http://{url}")
+    except (ValueError, httpx.InvalidURL):  # which repeat a password
+        scheme, there, rest = url.rpartition("://")
+        shown = f"{scheme}{there}{rest.rpartition('@')[2]}"
+        raise ConnectionBroken(f"the proxy {shown} can't be used: name one as http://, or set no_proxy") from None
 
 
 def _for_httpcore(proxy: httpx.Proxy, context: ssl.SSLContext) -> httpcore.Proxy:
@@ -262,12 +272,15 @@ class HttpxConnection:
 
     def exchange(self, request: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
         # Not from the client: its defaults would ask for compression, which holds tokens back.
-        asked = httpx.Request(
-            request.method,
-            f"{self._target.origin}{self._target.path}{request.path}",
-            headers=self._target.headers_of(request),
-            content=request.body,
-        )
+        try:
+            asked = httpx.Request(
+                request.method,
+                f"{self._target.origin}{self._target.path}{request.path}",
+                headers=self._target.headers_of(request),
+                content=request.body,
+            )
+        except UnicodeEncodeError:
+            raise ConnectionBroken(UNSENDABLE) from None
         seen.connect_ns = self.ready(timeouts.connect_s)
         stream = self._backend.stream
         assert stream is not None
@@ -285,6 +298,8 @@ class HttpxConnection:
             seen.body_ended, seen.ended_ns = True, stream.t_ns
         except httpcore.ProxyError as error:
             raise ConnectionBroken(f"the proxy refuses: {error}") from error
+        except httpcore.LocalProtocolError:  # which repeats the header, and that may be a key
+            raise ConnectionBroken(UNSENDABLE) from None
         except httpcore.RemoteProtocolError as error:
             raise self._told(error, seen, stream) from error
         finally:

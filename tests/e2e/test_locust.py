@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,48 @@ def test_a_dead_endpoint_is_one_sentence_and_exit_code_2(tmp_path: Path):
     assert done.returncode == 2
     assert "http://127.0.0.1:1 does not answer: no connection to 127.0.0.1:1: Connection refused" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+REFUSED = [  # (options, what is said)
+    (["--cacert", "/nonexistent.pem"], "/nonexistent.pem holds no certificates that can be read"),
+    (
+        ["--transport", "huggingface_hub", "-k"],
+        "--cacert and --insecure don't reach huggingface_hub: set SSL_CERT_FILE",
+    ),
+    (["--transport", "boto3", "-k"], "--cacert and --insecure don't reach boto3: set SSL_CERT_FILE"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), REFUSED, ids=["no file", "huggingface_hub", "boto3"])
+def test_a_transport_that_cannot_trust_as_it_is_told_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, options: list[str], said: str
+):
+    done = headless(tmp_path, "-t", "2s", "-u", "1", "--host", "http://127.0.0.1:1", *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "extra"),
+    [
+        ("boto3", ["--host", "sagemaker://good"], "sagemaker"),
+        ("huggingface_hub", ["--host", "http://127.0.0.1:1", "--transport", "huggingface_hub"], "hub"),
+        ("tokenizers", ["--host", "http://127.0.0.1:1", "--tokenizer", "tokenizer.json"], "tokenizer"),
+    ],
+)
+def test_a_module_that_is_not_installed_is_one_sentence_naming_its_extra(
+    tmp_path: Path, module: str, options: list[str], extra: str
+):
+    command = ["locust", "--headless", "-t", "2s", "-u", "1", "--results-dir", str(tmp_path), *options]
+    program = f"import sys; sys.modules[{module!r}] = None; sys.argv = {command!r}; import locust.main as m; m.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"{module} is not installed: pip install 'tokenclock[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_web_page_starts_a_test_and_shows_our_rows(server: str, tmp_path: Path):

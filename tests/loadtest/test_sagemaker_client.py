@@ -6,8 +6,13 @@ sagemaker_runtime.py), in front of a server of known schedule; our transports an
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +21,10 @@ from loadtest.endpoints.base import EndpointError
 from loadtest.endpoints.choice import Wanted, choose
 from loadtest.measure import Order, measure
 from loadtest.plan import Cell
+from loadtest.sagemaker.boto3_client import Boto3Connection
+from loadtest.sagemaker.runtime import Runtime, parse
 from loadtest.sample import Sample
-from loadtest.transport.base import Timeouts
+from loadtest.transport.base import HttpRequest, Seen, Timeouts, monotonic_ns
 from loadtest.transport.choice import connecting, controlling
 from loadtest.transport.tls import Tls
 from loadtest.truth import Truth
@@ -27,6 +34,7 @@ from tests.loadtest.sagemaker_fixtures import SageMaker, runtime
 
 CARRIERS = ("gevent", "httpx", "boto3")
 TOKENS = 8
+ROOT = Path(__file__).parents[2]
 SHORT = Timeouts(connect_s=5, first_byte_s=3, gap_s=0.4, total_s=10)
 
 
@@ -61,8 +69,8 @@ def pointed_at(server: SageMaker, monkeypatch: pytest.MonkeyPatch) -> SageMaker:
     return server
 
 
-def asked(url: str, carrier: str, timeouts: Timeouts = SHORT, id_: str = "x") -> Sample:
-    chosen = choose(url, Wanted(transport=carrier), controlling(carrier, Tls()))
+def asked(url: str, carrier: str, timeouts: Timeouts = SHORT, id_: str = "x", **wanted: Any) -> Sample:
+    chosen = choose(url, Wanted(transport=carrier, **wanted), controlling(carrier, Tls()))
     order = Order(id_, Cell(None, None, 1, 4, TOKENS), "steady", "one two three four", 0)
     with closing(chosen.connect(connecting(carrier, Tls()))(chosen.target)) as connection:
         return measure(connection, chosen.endpoint, order, run="test", process=0, user=0, timeouts=timeouts)
@@ -104,12 +112,81 @@ def test_variant_component_and_request_id_reach_the_runtime(aws: SageMaker, carr
     assert headers["x-amzn-sagemaker-accept"] == "text/event-stream"
 
 
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_the_users_headers_reach_the_runtime_under_the_signature(aws: SageMaker, carrier: str):
+    aws.clear()
+    headers = (("x-amzn-sagemaker-custom-attributes", "accept_eula=true"), ("x-way", "there"), ("x-way", "back"))
+    assert asked("sagemaker://good", carrier, headers=headers).complete
+    (record,) = aws.records()
+    assert record["signed"]
+    assert record["headers"]["x-amzn-sagemaker-custom-attributes"] == "accept_eula=true"
+    assert record["headers"]["x-way"] == "there, back"
+    named = dict(Runtime(parse("sagemaker://good"), headers).signed(b"{}", streamed=True, request_id="x").headers)
+    assert {"x-amzn-sagemaker-custom-attributes", "x-way"} <= set(
+        named["Authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
+    )
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+@pytest.mark.parametrize(
+    "name", ["authorization", "Host", "x-amz-date", "x-amz-security-token", "content-type", "content-length"]
+)
+def test_a_header_that_the_signature_is_made_of_is_refused_and_its_value_not_shown(
+    aws: SageMaker, carrier: str, name: str
+):
+    aws.clear()
+    with pytest.raises(EndpointError, match=f"--header {name.lower()}") as refused:
+        asked("sagemaker://good", carrier, headers=((name, "never-shown"),))
+    assert "never-shown" not in str(refused.value)
+    assert aws.records() == []
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_a_connection_that_does_not_open_is_told_as_that_and_not_as_silence(
+    aws: SageMaker, monkeypatch: pytest.MonkeyPatch, carrier: str
+):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port, crowd = full.getsockname()[1], []
+        for _ in range(4):  # nobody accepts, and more than the kernel keeps waiting
+            crowd.append(socket.socket())
+            crowd[-1].settimeout(0.1)
+            with suppress(TimeoutError):
+                crowd[-1].connect(("127.0.0.1", port))
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", f"http://127.0.0.1:{port}")
+        sample = asked("sagemaker://good", carrier, Timeouts(connect_s=0.5, first_byte_s=9))
+        for each in crowd:
+            each.close()
+    assert (sample.verdict, sample.detail) == (Verdict.TIMEOUT, f"no connection to 127.0.0.1:{port} in 0.5 s")
+
+
+def test_a_whole_reply_over_boto3_is_stamped_when_it_is_there(aws: SageMaker, monkeypatch: pytest.MonkeyPatch):
+    from botocore.response import StreamingBody
+
+    whole, read_at = StreamingBody.read, []
+
+    def read(body: Any, *amount: Any) -> Any:
+        data = whole(body, *amount)
+        read_at.append(monotonic_ns())
+        return data
+
+    monkeypatch.setattr(StreamingBody, "read", read)
+    connection, seen = Boto3Connection(Runtime(parse("sagemaker://good"))), Seen()
+    request = HttpRequest("POST", "", (("accept", "application/json"), ("x-request-id", "x")), b'{"inputs": "one two"}')
+    (reply,) = connection.exchange(request, seen, SHORT)
+    assert (seen.status, len(read_at)) == (200, 1)
+    assert seen.headers_ns is not None
+    assert seen.ended_ns is not None
+    assert seen.headers_ns <= read_at[0] <= reply.t_ns <= seen.ended_ns
+
+
 FAULTS = [  # (endpoint, verdict, tokens that came before it, part of the detail)
     ("fault-model-stream-error-3", Verdict.ERROR_IN_STREAM, 3, "ModelStreamError: "),
     ("fault-time-exceeded-3", Verdict.ERROR_IN_STREAM, 3, "ModelStreamError: The model did not finish"),
     ("fault-internal-stream-failure-3", Verdict.ERROR_IN_STREAM, 3, "InternalStreamFailure: "),
     ("fault-error-message-3", Verdict.ERROR_IN_STREAM, 3, ""),
     ("fault-unknown-event-3", Verdict.COMPLETE, TOKENS, None),
+    ("fault-end-0", Verdict.TRUNCATED, 0, f"0 of {TOKENS} tokens"),
+    ("fault-cut-0", Verdict.CONNECTION, 0, "reset"),
     ("fault-end-3", Verdict.TRUNCATED, 3, f"3 of {TOKENS} tokens"),
     ("fault-bad-crc-3", Verdict.ERROR_IN_STREAM, 3, "hecksum"),
     ("fault-end-in-frame-3", Verdict.TRUNCATED, 3, f"3 of {TOKENS} tokens"),
@@ -149,6 +226,7 @@ def test_each_fault_has_its_verdict_and_keeps_what_came_before(
     [
         ("sagemaker://", "names no endpoint"),
         ("sagemaker://my_endpoint", "names no endpoint"),
+        ("sagemaker://[NAME]?region=eu-west-1", "names no endpoint"),
         ("sagemaker://good/path", "names no endpoint"),
         ("sagemaker://good?regoin=eu-west-1", "says regoin, which is none of inference-component, region, variant"),
         ("sagemaker://good?region=eu_west", "eu_west"),
@@ -175,6 +253,27 @@ def test_without_credentials_nothing_is_sent(aws: SageMaker, monkeypatch: pytest
     with pytest.raises(EndpointError, match="there are no AWS credentials: set AWS_PROFILE"):
         asked("sagemaker://good", "gevent")
     assert aws.records() == []
+
+
+def test_a_profile_that_is_not_there_is_a_sentence(aws: SageMaker, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_PROFILE", "nope")
+    with pytest.raises(EndpointError, match=r"AWS can't be asked: .*\(nope\) could not be found"):
+        asked("sagemaker://good", "gevent")
+
+
+@pytest.mark.parametrize("carrier", ["gevent", "httpx"])
+def test_no_half_of_a_secret_is_shown_where_a_page_that_is_not_aws_is_cut(
+    aws: SageMaker, monkeypatch: pytest.MonkeyPatch, raw_server: Any, carrier: str
+):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIACUTINTWO00000000")
+    page = b"<html>" + b"x" * 184 + b"AKIACUTINTWO00000000"  # 200 bytes end inside of it
+    reply = b"HTTP/1.1 403 Forbidden\r\ncontent-type: text/html\r\ncontent-length: %d\r\n\r\n%b" % (len(page), page)
+    with raw_server(reply) as target:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", target.origin)
+        sample = asked("sagemaker://good", carrier)
+    assert sample.status == 403
+    assert "<html>x" in (sample.detail or "")
+    assert "AKIACUT" not in (sample.detail or "")
 
 
 CREDENTIALS = [  # (variable, its value, part of the detail)
@@ -208,3 +307,41 @@ def test_a_transport_that_cannot_sign_is_refused(aws: SageMaker, carrier: str):
 def test_boto3_carries_nothing_else():
     with pytest.raises(EndpointError, match="boto3 carries requests to sagemaker:// URLs only"):
         asked("http://127.0.0.1:1", "boto3")
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [["-k"], ["--cacert", "/etc/hosts"]])
+@pytest.mark.parametrize("verb", [["run", "-u", "1", "-t", "1s", "--url"], ["probe"]], ids=["run", "probe"])
+def test_options_that_boto3_would_not_see_are_refused_with_the_remedy(verb: list[str], options: list[str]):
+    command = [sys.executable, "-m", "loadtest", *verb, "sagemaker://good", "--transport", "boto3", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    said = "tokenclock: --cacert and --insecure don't reach boto3: set SSL_CERT_FILE and AWS_CA_BUNDLE\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+MISSING = [  # (module, options that need it, the extra that brings it)
+    ("boto3", ["sagemaker://good"], "sagemaker"),
+    ("botocore", ["sagemaker://good"], "sagemaker"),
+    ("tokenizers", ["http://127.0.0.1:1", "--tokenizer", "tokenizer.json"], "tokenizer"),
+    ("huggingface_hub", ["http://127.0.0.1:1", "--transport", "huggingface_hub"], "hub"),
+    ("httptools", ["http://127.0.0.1:1"], "loadtest"),
+    ("orjson", ["http://127.0.0.1:1"], "loadtest"),
+]
+
+
+@pytest.mark.parametrize(("module", "words", "extra"), MISSING, ids=[each[0] for each in MISSING])
+@pytest.mark.parametrize("verb", [["run", "-u", "1", "-t", "1s", "--url"], ["probe"]], ids=["run", "probe"])
+def test_what_is_not_installed_is_one_sentence_with_its_extra_and_leaves_nothing_behind(
+    verb: list[str], module: str, words: list[str], extra: str, tmp_path: Path
+):
+    command = ["tokenclock", *verb, *words]
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules[{module!r}] = None; "
+        f"sys.argv = {command!r}; import loadtest.__main__ as command; command.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    said = f"tokenclock: {module} is not installed: pip install 'tokenclock[{extra}]'\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    assert list(tmp_path.iterdir()) == []

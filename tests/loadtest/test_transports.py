@@ -18,9 +18,10 @@ import statistics
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from loadtest.transport.base import (
     Timeouts,
     fetch,
 )
-from loadtest.transport.choice import connecting
+from loadtest.transport.choice import connecting, controlling
 from loadtest.transport.stamps import ClockMap
 from loadtest.transport.tls import Tls
 from loadtest.verdict import Verdict
@@ -650,6 +651,39 @@ def test_a_proxy_that_refuses_or_cannot_be_used_says_so(raw_server: Any, monkeyp
     assert unusable.verdict is Verdict.CONNECTION
     assert unusable.detail is not None
     assert "socks5://127.0.0.1:1080 can't be used" in unusable.detail
+
+
+@pytest.mark.parametrize("proxy", ["socks://user:hidden-word@127.0.0.1:1080", "http://user:hidden-word@127.0.0.1:port"])
+def test_a_proxy_whose_url_is_none_says_so_without_its_password(proxy: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(ConnectionBroken, match=r"127\.0\.0\.1:.* can't be used: name one as http://") as refused:
+        asked("httpx", Target("elsewhere.example", 80))
+    assert "hidden-word" not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize("transport", ["httpx", "huggingface_hub", "boto3"])
+def test_what_is_not_timed_takes_the_proxies_that_timed_requests_take(
+    truth: Truth, transport: str, monkeypatch: pytest.MonkeyPatch
+):
+    with relay(truth.port, proxy=True) as way:
+        monkeypatch.setenv("http_proxy", way.target.origin)
+        with closing(controlling(transport, Tls())(Target("elsewhere.example", 80))) as connection:
+            assert Scheduled(schedule={}).describe(connection).slots == 4
+        with closing(controlling("gevent", Tls())(truth.target)) as connection:
+            assert Scheduled(schedule={}).describe(connection).slots == 4
+    assert way.connections == 1, "gevent takes no proxies"
+
+
+@pytest.mark.parametrize("value", ["sk-never-shown\n", "sk-never-shown ", "sk-never-shown-é"])
+def test_a_header_that_httpx_cannot_send_is_said_without_its_value(truth: Truth, value: str):
+    target = replace(truth.target, headers=(("authorization", value),))
+    with closing(connect("httpx", target)) as connection:
+        sample = ask(connection)
+        with pytest.raises(ConnectionBroken) as refused:
+            fetch(connection, HttpRequest("GET", "/info"))
+    assert (sample.verdict, sample.detail) == (Verdict.CONNECTION, str(refused.value))
+    assert "--header" in str(refused.value)
+    assert "never-shown" not in "".join(traceback.format_exception(refused.value))
 
 
 # --- milliseconds ----------------------------------------------------------------------------------------------------
