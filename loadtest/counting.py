@@ -11,11 +11,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loadtest.endpoints.base import Endpoint, EndpointError, Piece, Prompt
 from loadtest.measure import Order, measure
 from loadtest.plan import Cell
-from loadtest.prompts import WORDS, PromptError, Prompts, Shared, probe_text, word_lengths
+from loadtest.prompts import WORDS, PromptError, Prompts, Shared, TokenIds, probe_text, word_lengths
 from loadtest.transport.base import Connection, Timeouts
 from loadtest.verdict import Verdict
 
@@ -79,7 +80,7 @@ class PromptMaker:
     timeouts: Timeouts
     shared: Shared | None = None
 
-    def prompts(self, lengths: Sequence[int]) -> tuple[Prompts, list[str]]:
+    def prompts(self, lengths: Sequence[int]) -> tuple[Prompts | TokenIds, list[str]]:
         """Prompts, and what is to be said of their lengths: a clause each, none where they are exact.
 
         Raises: EndpointError, TransportError, PromptError.
@@ -95,9 +96,11 @@ class PromptMaker:
                 count = by_reply(self.endpoint, self.connection, self.timeouts)
                 found = lengths_by_counts(count, WORDS[:MOST_WORDS])
             except Uncounted:
-                return self._uncounted()
+                return self._as_ids(lengths, False) or self._uncounted()
         prompts = self._made_of(*found)
         said = [each for length in lengths if (each := self._wrong(prompts, count, length))]
+        if said and (as_ids := self._as_ids(lengths, pieces is None)) is not None:
+            return as_ids
         return prompts, [*said, *self._cross_checked(prompts, count, lengths[0])]
 
     def _cross_checked(self, prompts: Prompts, count: Count, length: int) -> Iterator[str]:
@@ -139,6 +142,23 @@ class PromptMaker:
             raise PromptError(f"{said}, and would be cut at its begin, which {SHARED}")
         return said
 
+    def _as_ids(self, lengths: Sequence[int], counted: bool) -> tuple[TokenIds, list[str]] | None:
+        """Prompts in the token ids of the user's tokenizer, where there is one and the endpoint takes them; counted by
+        its replies, where they say so.
+        """
+        if self.tokenizer is None or not self.endpoint.takes_token_ids:
+            return None
+        made = TokenIds(ids_of(self.tokenizer, probe_text()), self.seed, self.shared)
+        count = by_reply(self.endpoint, self.connection, self.timeouts)
+        try:
+            if any(count(made.draw(length)) != length for length in lengths) and counted:
+                return None
+        except Uncounted:
+            pass
+        except EndpointError:  # it takes texts only
+            return None
+        return made, [f"prompts are token ids of {self.tokenizer}"]
+
     def _uncounted(self) -> tuple[Prompts, list[str]]:
         if self.shared is not None and self.endpoint.truncates:
             raise PromptError(f"the endpoint counts no prompts, and cuts longer ones at their begin, which {SHARED}")
@@ -152,15 +172,21 @@ class PromptMaker:
         return self._made_of(ONE_EACH, 0), [said]
 
 
-def by_tokenizer(path: Path) -> Callable[[str], list[Piece]]:
-    """A tokenizer.json's tokens of a text, special ones included.
+def ids_of(path: Path, text: str) -> set[int]:
+    """The ids of a text's tokens, without special ones. Raises: EndpointError where the tokenizer can't be read."""
+    return set(_tokenizer(path).encode(text, add_special_tokens=False).ids)
 
-    Raises: EndpointError where it can't be read.
-    """
+
+def by_tokenizer(path: Path) -> Callable[[str], list[Piece]]:
+    """A tokenizer.json's tokens of a text, special ones included. Raises: EndpointError where it can't be read."""
+    tokenizer = _tokenizer(path)
+    return lambda text: [Piece(start, stop) for start, stop in tokenizer.encode(text).offsets]
+
+
+def _tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise EndpointError(f"{path} is no tokenizer that can be read ({error}): name a tokenizer.json") from error
-    return lambda text: [Piece(start, stop) for start, stop in tokenizer.encode(text).offsets]

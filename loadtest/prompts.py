@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -151,3 +151,18 @@ class Prompts:
             words.append(choice)
             tokens -= self._lengths[choice]
         return "".join(f" {word}" for word in words)
+
+
+class TokenIds:
+    """The same as token ids, which no tokenizer can merge: for endpoints that take them."""
+
+    def __init__(self, ids: Iterable[int], seed: int | str, shared: Shared | None = None) -> None:
+        self._rows = Prompts({str(each): 1 for each in ids}, 0, seed, shared)
+
+    def draw(self, input_tokens: int) -> list[int]:
+        """Raises: PromptError as `Prompts.draw`."""
+        return [int(each) for each in self._rows.draw(input_tokens).split()]
+
+    def drawn_for(self, cell: Cell) -> tuple[list[int], None]:
+        assert cell.input_tokens is not None, "a cell without a length is a dataset's"
+        return self.draw(cell.input_tokens), None

@@ -83,6 +83,10 @@ class Endpoint(Protocol):
     def truncates(self) -> bool:
         """A request says how many tokens of its prompt are kept, so one that is too long comes out exact."""
 
+    @property
+    def takes_token_ids(self) -> bool:
+        """A prompt may be said in token ids."""
+
     def without(self, refusal: str) -> tuple[Endpoint, str] | None:
         """The endpoint asked without the field that a refusal names, and its name; None where it must stay."""
 

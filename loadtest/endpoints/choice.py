@@ -136,6 +136,8 @@ def _behind_aws(url: str, wanted: Wanted) -> Chosen:
     """A container that only `/invocations` leads to."""
     if wanted.transport == "huggingface_hub":
         raise EndpointError("huggingface_hub does not sign AWS's requests: use --transport gevent, httpx or boto3")
+    if wanted.api_key:
+        raise EndpointError("AWS takes no --api-key: its credentials come from boto3's chain; leave it out")
     for _, value in wanted.headers:
         redaction.keep(value)
     runtime = aws.Runtime(aws.parse(url), wanted.headers)  # which signs them

@@ -57,6 +57,10 @@ class OpenAiEndpoint:
     needs_clean_end: ClassVar[bool] = True  # the finish is no last event: usage, an error or a cut may follow
 
     @property
+    def takes_token_ids(self) -> bool:
+        return self.kind == "completions"
+
+    @property
     def media_type(self) -> str:
         return EVENTS if self.streams else WHOLE
 

@@ -45,6 +45,7 @@ class TgiEndpoint:
     streams: bool = True
 
     truncates: ClassVar[bool] = True
+    takes_token_ids: ClassVar[bool] = False
 
     @property
     def media_type(self) -> str:

@@ -16,6 +16,7 @@ from loadtest.endpoints.base import excerpt
 from loadtest.sagemaker.runtime import Runtime
 from loadtest.transport.base import (
     Connection,
+    ConnectionBroken,
     HttpRequest,
     Read,
     Seen,
@@ -51,7 +52,11 @@ class SageMakerConnection:
     def exchange(self, request: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
         """The container's reply. What AWS refuses is told as an `error` that any protocol reads."""
         named = dict(request.headers)
-        signed = self._runtime.signed(request.body, "event-stream" in named.get("accept", ""), named["x-request-id"])
+        streamed = "event-stream" in named.get("accept", "")
+        try:
+            signed = self._runtime.signed(request.body, streamed, named["x-request-id"])
+        except Exception as error:  # boto3's chain: a role or an SSO session that can't be refreshed, of many kinds
+            raise ConnectionBroken(f"the request can't be signed: {error}") from error
         events = _Events()
         refused = bytearray()
         read: Read | None = None

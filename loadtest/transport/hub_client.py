@@ -91,7 +91,7 @@ class HubConnection:
                 yield from self._generate(request, said, seen, timeouts, silence_s)
             else:
                 yield self._ask(request, said, seen, silence_s)
-            seen.body_ended = True
+            seen.body_ended, seen.ended_ns = True, self._clock()
         except WIRE_ERRORS as error:
             raise _told(error, seen, silence_s) from error
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from loadtest.endpoints.base import EndpointError
 from loadtest.endpoints.choice import Wanted
 from loadtest.endpoints.openai import OpenAiEndpoint
 from loadtest.endpoints.tgi import TgiEndpoint
+from loadtest.plan import Cell
 from loadtest.prompts import WORDS, PromptError, Prompts
 from loadtest.site import Look, Site
 from loadtest.transport.base import Timeouts
@@ -32,7 +34,7 @@ TEMPLATE = 7  # tokens around every prompt
 
 @contextmanager
 def strict(
-    refused: Collection[str] = (), usage: bool = True, merges: int = 0, constant: int = 0
+    refused: Collection[str] = (), usage: bool = True, merges: int = 0, constant: int = 0, takes_ids: bool = True
 ) -> Iterator[tuple[str, list[Any]]]:
     """Its base URL, and the bodies that it took. merges: words fewer than a text has, where it is long."""
     took: list[Any] = []
@@ -58,10 +60,15 @@ def strict(
                 self.reply(422, "application/json", json.dumps({"detail": message}).encode())
                 return
             took.append(said)
-            words = len(said["messages"][0]["content"].split())
-            events: list[Any] = [{"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "length"}]}]
+            asked = said["prompt"] if "prompt" in said else said["messages"][0]["content"]
+            if isinstance(asked, list) and not takes_ids:
+                self.reply(400, "application/json", b'{"detail": "prompt must be a string."}')
+                return
+            words = len(asked) - TEMPLATE if isinstance(asked, list) else len(asked.split())
+            spoken = {"text": "x"} if "prompt" in said else {"delta": {"content": "x"}}
+            events: list[Any] = [{"choices": [{"index": 0, "finish_reason": "length", **spoken}]}]
             if usage:
-                counted = TEMPLATE + words - (merges if words > 100 else 0)
+                counted = TEMPLATE + words - (merges if words > 100 and isinstance(asked, str) else 0)
                 events.append({"choices": [], "usage": {"prompt_tokens": constant or counted, "completion_tokens": 1}})
             self.reply(200, "text/event-stream", "".join(f"data: {json.dumps(e)}\n\n" for e in events).encode())
 
@@ -76,9 +83,20 @@ def strict(
         thread.join(5)
 
 
-def look(url: str, lengths: Collection[int] = (64,), **wanted: Any) -> Site:
-    told = Wanted(kind="openai-chat", **wanted)
-    return Look(connecting("gevent", Tls()), controlling("gevent", Tls()), told).at(url, "seed", lengths, 0)
+def look(url: str, lengths: Collection[int] = (64,), tokenizer: Path | None = None, **wanted: Any) -> Site:
+    told = Wanted(**{"kind": "openai-chat", **wanted})
+    looking = Look(connecting("gevent", Tls()), controlling("gevent", Tls()), told, tokenizer)
+    return looking.at(url, "seed", lengths, 0)
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    """A tokenizer.json that knows the words as a token each."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, WORDS[0]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +146,34 @@ def test_a_length_that_comes_out_otherwise_is_said():
     said = [note for note in found.notes if "by the server's count" in note]
     assert len(said) == 2, found.notes
     assert "a prompt made of 200 tokens has" in said[1]
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_where_texts_do_not_come_out_exact_token_ids_do(tokenizer: Path, usage: bool):
+    with strict(merges=3, usage=usage) as (url, took):
+        found = look(url, (64, 200), tokenizer, kind="openai-completions")
+        assert isinstance(took[-1]["prompt"], list)
+    assert found.notes[1:] == (f"prompts are token ids of {tokenizer}",)
+    cell = Cell(None, None, 1, 200, 8)
+    prompt, _ = found.prompts.drawn_for(cell)
+    assert len(prompt) == 200
+    assert set(prompt) <= set(range(len(WORDS)))
+    assert prompt != found.prompts.drawn_for(cell)[0]
+
+
+@pytest.mark.parametrize(("kind", "takes_ids"), [("openai-completions", False), ("openai-chat", True)])
+def test_texts_stay_where_ids_are_not_taken(tokenizer: Path, kind: str, takes_ids: bool):
+    with strict(merges=3, takes_ids=takes_ids) as (url, _):
+        found = look(url, (64, 200), tokenizer, kind=kind)
+    assert isinstance(found.prompts, Prompts)
+    assert any("by the server's count" in note for note in found.notes)
+
+
+def test_the_users_tokenizer_is_held_to_the_servers_count(tokenizer: Path):
+    with strict() as (url, _):
+        found = look(url, (64,), tokenizer)
+    said = f"{tokenizer} makes {64 - TEMPLATE} tokens of a prompt that the endpoint counts as 64"
+    assert found.notes[1].startswith(said)
 
 
 def test_a_count_that_never_changes_is_none():

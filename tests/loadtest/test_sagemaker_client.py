@@ -345,3 +345,24 @@ def test_what_is_not_installed_is_one_sentence_with_its_extra_and_leaves_nothing
     said = f"tokenclock: {module} is not installed: pip install 'tokenclock[{extra}]'\n"
     assert (done.returncode, done.stderr) == (2, said)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_api_key_is_not_taken_where_aws_signs(aws: SageMaker):
+    with pytest.raises(EndpointError, match="AWS takes no --api-key"):
+        choose("sagemaker://good", Wanted(api_key="sk-12345678"), controlling("gevent", Tls()))
+
+
+def test_credentials_that_can_no_longer_be_had_are_a_samples_failure(aws: SageMaker, monkeypatch: pytest.MonkeyPatch):
+    from botocore.exceptions import NoCredentialsError
+
+    chosen = choose("sagemaker://good", Wanted(), controlling("gevent", Tls()))
+
+    def gone(_: Runtime) -> None:
+        raise NoCredentialsError
+
+    monkeypatch.setattr(Runtime, "keys", gone)
+    order = Order("x", Cell(None, None, 1, 4, TOKENS), "steady", "one two", 0)
+    with closing(chosen.connect(connecting("gevent", Tls()))(chosen.target)) as connection:
+        sample = measure(connection, chosen.endpoint, order, run="test", process=0, user=0, timeouts=SHORT)
+    assert sample.verdict is Verdict.CONNECTION
+    assert "the request can't be signed" in (sample.detail or "")
