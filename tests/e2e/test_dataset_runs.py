@@ -108,7 +108,7 @@ def test_lines_are_sent_in_the_files_order_where_that_is_asked_for(server: Truth
 @pytest.mark.parametrize("kind", ROUTES)
 def test_locust_sends_every_line_with_what_it_asks_for(server: Truth, tmp_path: Path, kind: str):
     path = write(tmp_path, ROUTES[kind])
-    command = [BIN / "locust", "--headless", "-t", "1s", "-u", "3", "--host", server.url, "--new-tokens", "20"]
+    command = [BIN / "locust", "--headless", "-t", "3s", "-u", "3", "--host", server.url, "--new-tokens", "20"]
     what = ["--dataset", path, "--endpoint-type", kind, "--model", "truth", "--results-dir", tmp_path / "results"]
     done = subprocess.run([*command, *what], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -216,7 +216,7 @@ def test_a_shared_prefix_is_said_and_prompts_stay_exact(server: Truth, tmp_path:
 
 def test_locust_shares_a_prefix_too_and_refuses_what_does_not_fit(server: Truth, tmp_path: Path):
     def locust(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [BIN / "locust", "--headless", "-t", "1s", "-u", "2", "--host", server.url, "--new-tokens", "20"]
+        command = [BIN / "locust", "--headless", "-t", "3s", "-u", "2", "--host", server.url, "--new-tokens", "20"]
         results = ["--results-dir", str(tmp_path / "results"), *more]
         return subprocess.run([*command, *results], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
 
