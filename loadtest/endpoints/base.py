@@ -136,7 +136,7 @@ def parse_url(url: str) -> Target:
         raise EndpointError(f"{url} names no host: write it as http://127.0.0.1:8080")
     if parts.query or parts.fragment:  # which may hold a key
         shown = url.partition("?")[0].partition("#")[0]
-        raise EndpointError(f"{shown}… is more than a base URL: leave out what begins with ? or #")
+        raise EndpointError(f"{shown}… is more than a base URL: leave out ? and # and what follows")
     if not (url.isascii() and url.isprintable()) or " " in url:
         raise EndpointError(f"{url!r} has characters that a URL can't have: percent-encode its path")
     if port == 0:

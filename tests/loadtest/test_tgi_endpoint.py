@@ -81,4 +81,4 @@ def test_a_base_url_is_taken_apart(url: str, target: Target):
 def test_a_url_that_cannot_be_measured_names_itself(url: str):
     with pytest.raises(EndpointError) as caught:
         parse_url(url)
-    assert url in str(caught.value)
+    assert url.partition("?")[0] in str(caught.value)
