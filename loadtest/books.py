@@ -17,6 +17,7 @@ from gevent.queue import JoinableQueue
 
 from loadtest.sample import Sample
 from loadtest.stats import itl_s, latency_s, ttft_s
+from loadtest.transport.gathering import gathering
 from loadtest.verdict import Verdict
 
 COLLECT_EVERY = 4096  # samples: a request leaves no cycles behind, so there is next to nothing to find
@@ -107,7 +108,7 @@ class Books:
 
     def _breathe(self) -> None:
         if self._queue.qsize() < MOST_BEHIND:
-            gevent.idle()
+            gathering().idle()
         else:
             gevent.sleep(0)
 

@@ -125,7 +125,9 @@ class ClosedLoop:
         running, wanted = self._users()
         phase = "warmup" if last is None else "steady" if running == wanted else "ramp"
         scheduled_ns = self._clock() if last is None or last.status is None else last.ended_ns
-        cell = replace(self._cell, concurrency=wanted)
+        if wanted != self._cell.concurrency:
+            self._cell = replace(self._cell, concurrency=wanted)
+        cell = self._cell
         prompt, asked = self._prompts.drawn_for(cell)
         return Order(next(self._next_id), cell, phase, prompt, scheduled_ns, asked)
 

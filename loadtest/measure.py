@@ -33,6 +33,7 @@ from loadtest.verdict import Outcome, judge
 UNCODED = ("identity", "none", "")  # content-encodings that are none
 LONGEST_ERROR_BODY = 65536  # bytes kept of a body whose status is not 200
 LONGEST_BODY = 2**24  # bytes kept of a reply that comes whole
+TOKENS_ALONE = Reading()[2:]  # what nearly every event says beside its tokens and text
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what an event can do to its reader
 
 
@@ -183,6 +184,8 @@ def _take(tally: Tally, reading: Reading, t_ns: int, read_id: int) -> None:
         tally.tokens += reading.tokens
     if reading.text and tally.first_text_ns is None:
         tally.first_text_ns = t_ns
+    if reading[2:] == TOKENS_ALONE:
+        return
     tally.finished = tally.finished or reading.finished
     tally.stopped = tally.stopped or reading.stopped
     tally.error = tally.error or reading.error

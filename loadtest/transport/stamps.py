@@ -77,7 +77,7 @@ class ClockMap:
             self._look(now_ns)
         arrived_ns = stamp_ns + self._offset_ns
         if not_before_ns <= arrived_ns <= now_ns + ROUNDING_NS:
-            return min(arrived_ns, now_ns)
+            return arrived_ns if arrived_ns < now_ns else now_ns
         self._read_ns = now_ns - REFRESH_NS  # the wall clock may have been set: look again before the next one
         return None
 

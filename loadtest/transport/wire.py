@@ -16,9 +16,11 @@ import gevent
 from gevent import socket
 
 from loadtest.transport.base import Clock, Opened
+from loadtest.transport.gathering import gathering
 from loadtest.transport.stamps import CONTROL_BYTES, ClockMap, realtime_ns
 
-READ_BYTES = 65536
+READ_BYTES = 65536  # in one read at most
+FIRST_BYTES = 8192  # what is made room for while reads stay below it: room costs time
 READABLE, WRITABLE = 1, 2
 
 Arrived = tuple[int, bool, bytes]  # instant, by the kernel, bytes; no bytes: closed
@@ -44,6 +46,10 @@ class Wire:
         self._timer = self._hub.loop.timer(0)
         self._socket = _socket.socket(fileno=connection.detach())
         self._socket.setblocking(False)
+        self._room = FIRST_BYTES
+        self._gathering = None if clock_map is None else gathering()
+        if self._gathering is not None:
+            self._gathering.join()
         self._io = self._hub.loop.io(self._socket.fileno(), READABLE)
         self._io.start(self._readable)
 
@@ -117,6 +123,9 @@ class Wire:
         for watcher in (self._io, self._timer):
             watcher.stop()
             watcher.close()
+        if self._gathering is not None:
+            self._gathering.leave()
+            self._gathering = None
         return self._socket
 
     def close(self) -> None:
@@ -143,15 +152,16 @@ class Wire:
         """Whether the consumer has enough; None where there was nothing to read."""
         try:
             if self.clock_map is None:
-                data = self._socket.recv(READ_BYTES)
+                data = self._socket.recv(self._room)
                 self._last_ns = now_ns = self.clock()
                 stamp_ns = None
             else:
-                data, ancillary, _, _ = self._socket.recvmsg(READ_BYTES, CONTROL_BYTES)
+                data, ancillary, _, _ = self._socket.recvmsg(self._room, CONTROL_BYTES)
                 self._last_ns = now_ns = self.clock()
                 stamp_ns = realtime_ns(ancillary)
                 if stamp_ns is not None:
                     stamp_ns = self.clock_map.arrival_ns(stamp_ns, self._not_before_ns, now_ns)
+            self._room = READ_BYTES if len(data) == self._room else FIRST_BYTES
             if not data:
                 self._io.stop()
             return self._arrive(now_ns if stamp_ns is None else stamp_ns, stamp_ns is not None, data)

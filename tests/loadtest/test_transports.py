@@ -574,6 +574,17 @@ def test_a_certificate_for_another_host_is_refused(truth: Truth, transport: str,
 
 
 @pytest.mark.parametrize("transport", OURS)
+def test_a_server_of_many_names_is_told_which_one_is_meant(truth: Truth, transport: str, certificates: Certificates):
+    named: list[str | None] = []
+    context = certificates.served("DNS:localhost")
+    context.sni_callback = lambda _connection, name, _context: named.append(name)
+    with relay(truth.port, context) as way:
+        sample = asked(transport, replace(way.target, host="localhost"), Tls(certificates.authority))
+    assert sample.complete
+    assert named == ["localhost"]
+
+
+@pytest.mark.parametrize("transport", OURS)
 def test_tls_with_a_server_that_speaks_none_asks_whether_it_is_https(raw_server: Any, transport: str):
     with raw_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as target:
         sample = asked(transport, Target(target.host, target.port, tls=True))
