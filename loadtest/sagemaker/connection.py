@@ -76,9 +76,7 @@ class SageMakerConnection:
         finally:
             _unwrapped(seen)  # also a stream that ended before its first frame is the container's
         if read is not None and refused:
-            sentence, seen.overloaded = refusal(
-                seen.status or 0, seen.headers.get("x-amzn-errortype", ""), _json(refused)
-            )
+            sentence, seen.overloaded = refusal(seen.headers.get("x-amzn-errortype", ""), said_in(refused))
             yield Read(read.t_ns, read.read_id, json.dumps({"error": sentence}).encode())
         seen.body_ended = seen.body_ended and events.whole
 
@@ -126,19 +124,19 @@ class _Events:
 
 def _failure(headers: Any, payload: bytes) -> str:
     """What an exception's frame says, or an error's."""
-    said = _json(payload)
+    said = said_in(payload)
     kind = headers.get(":exception-type") or headers.get(":error-code") or "error"
     message = said.get("Message") or said.get("message") or headers.get(":error-message") or "no message"
     return f"{kind}: {message}" + (f" ({said['ErrorCode']})" if said.get("ErrorCode") else "")
 
 
-def refusal(status: int, kind: str, said: dict[str, Any]) -> tuple[str, bool]:
+def refusal(kind: str, said: dict[str, Any]) -> tuple[str, bool]:
     """A sentence on what AWS answered instead of a stream, and whether it means: too much at once.
 
-    kind: `x-amzn-errortype`, which may have a URL behind a colon.
+    kind: `x-amzn-errortype`, which may have a URL behind a colon; a gateway in between has none.
     """
-    name = (kind or str(said.get("__type", ""))).partition(":")[0].rpartition("#")[2] or f"HTTP {status}"
-    message = said.get("message") or said.get("Message") or "no message"
+    name = (kind or str(said.get("__type", ""))).partition(":")[0].rpartition("#")[2]
+    message = said.get("message") or said.get("Message") or said.get("error") or "no message"
     original = said.get("OriginalStatusCode")
     if original is not None:
         return f"{name}: the container answered {original}: {said.get('OriginalMessage') or message}", original in (
@@ -146,10 +144,11 @@ def refusal(status: int, kind: str, said: dict[str, Any]) -> tuple[str, bool]:
             503,
         )
     remedy = f" ({REMEDIES[name]})" if name in REMEDIES else ""
-    return f"{name}: {message}{remedy}", name in THROTTLED
+    return f"{name}: {message}{remedy}" if name else str(message), name in THROTTLED
 
 
-def _json(data: bytes | bytearray) -> dict[str, Any]:
+def said_in(data: bytes | bytearray) -> dict[str, Any]:
+    """An object of AWS's, or whatever else answered, as its `message`."""
     try:
         said = json.loads(data)
     except ValueError:

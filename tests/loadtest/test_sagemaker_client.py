@@ -6,6 +6,7 @@ sagemaker_runtime.py), in front of a server of known schedule; our transports an
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -230,6 +231,10 @@ def test_each_fault_has_its_verdict_and_keeps_what_came_before(
         ("sagemaker://good/path", "names no endpoint"),
         ("sagemaker://good?regoin=eu-west-1", "says regoin, which is none of inference-component, region, variant"),
         ("sagemaker://good?region=eu_west", "eu_west"),
+        ("sagemaker://good#blue", "names no endpoint"),
+        ("sagemaker://good?region=", "says region twice, or without a value"),
+        ("sagemaker://good?variant=a&variant=b", "says variant twice, or without a value"),
+        ("sagemaker://someone:hunter2@good", "sagemaker://…@good names no endpoint"),
     ],
 )
 def test_a_url_that_cannot_be_meant_is_refused_with_what_it_says(aws: SageMaker, url: str, message: str):
@@ -345,6 +350,14 @@ def test_what_is_not_installed_is_one_sentence_with_its_extra_and_leaves_nothing
     said = f"tokenclock: {module} is not installed: pip install 'tokenclock[{extra}]'\n"
     assert (done.returncode, done.stderr) == (2, said)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_refused_where_the_container_takes_none_and_sent_where_it_does(aws: SageMaker):
+    with pytest.raises(EndpointError, match="leave --model m out, or say --endpoint-type openai-chat"):
+        asked("sagemaker://good", "gevent", model="m")
+    aws.clear()
+    asked("sagemaker://good", "gevent", kind="openai-chat", model="m")
+    assert json.loads(aws.records()[0]["body"])["model"] == "m"
 
 
 def test_an_api_key_is_not_taken_where_aws_signs(aws: SageMaker):
