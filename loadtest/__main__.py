@@ -124,7 +124,15 @@ def parser() -> argparse.ArgumentParser:
         "run", help="measure an endpoint", description="Measure an endpoint: a plan in waves, or users for a time."
     )
     where = verb.add_argument_group("what is measured")
-    where.add_argument("--url", metavar="URL", help="its base URL, such as http://127.0.0.1:8080")
+    where.add_argument(
+        "-H",
+        "--url",
+        "--host",
+        "--base-url",
+        dest="url",
+        metavar="URL",
+        help="its base URL, such as http://127.0.0.1:8080",
+    )
     where.add_argument(
         "--serve",
         type=command,
@@ -143,7 +151,15 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("-n", "--waves", type=count, metavar="N", help="waves of each cell (default: 10)")
     grid.add_argument("--warmup-waves", type=count, metavar="N", help="waves before them that don't count (default: 1)")
     free = verb.add_argument_group("or a free run, in a closed loop or an open one")
-    free.add_argument("-u", "--users", type=count, metavar="N", help="requests in flight; with --rate, at most")
+    free.add_argument(
+        "-u",
+        "--users",
+        "--concurrency",
+        dest="users",
+        type=count,
+        metavar="N",
+        help="requests in flight; with --rate, at most",
+    )
     free.add_argument("-t", "--run-time", type=seconds, metavar="TIME", help="such as 30s, 5m, 1h30m")
     free.add_argument(
         "--input-tokens", type=count, metavar="N", help="tokens of every prompt, as the server counts (default: 256)"
@@ -154,7 +170,12 @@ def parser() -> argparse.ArgumentParser:
     free.add_argument("--new-tokens", type=count, metavar="N", help="tokens of every answer (default: 256)")
     add_dataset(free)
     free.add_argument(
-        "--rate", type=float, metavar="R", help="requests a second, whatever the endpoint does: an open loop"
+        "--rate",
+        "--request-rate",
+        dest="rate",
+        type=float,
+        metavar="R",
+        help="requests a second, whatever the endpoint does: an open loop",
     )
     free.add_argument("--arrivals", choices=KINDS, help="how an open loop's requests are spread (default: poisson)")
     free.add_argument("--burstiness", type=float, metavar="B", help="of gamma arrivals: below 1 they come in bursts")

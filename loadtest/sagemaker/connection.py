@@ -143,8 +143,10 @@ def refusal(kind: str, said: dict[str, Any]) -> tuple[str, bool]:
             429,
             503,
         )
-    remedy = f" ({REMEDIES[name]})" if name in REMEDIES else ""
-    return f"{name}: {message}{remedy}" if name else str(message), name in THROTTLED
+    remedy = REMEDIES.get(name)
+    if name == "ValidationError" and "stream" in str(message).lower():
+        remedy = "ask for whole replies with --no-stream"
+    return f"{name}: {message}{f' ({remedy})' if remedy else ''}" if name else str(message), name in THROTTLED
 
 
 def said_in(data: bytes | bytearray) -> dict[str, Any]:
