@@ -97,8 +97,9 @@ def test_a_short_value_is_secret_only_where_the_header_is_for_one():
 
 
 def test_a_key_is_hidden_as_urls_and_pages_write_it():
-    keep("sk-a&b/c=d+e")
-    assert hide("?key=sk-a%26b%2Fc%3Dd%2Be <p>sk-a&amp;b/c=d+e</p>") == f"?key={HIDDEN} <p>{HIDDEN}</p>"
+    keep("sk-a&b/c=d+'e")
+    page = "<p>sk-a&amp;b/c=d+'e</p><i title='sk-a&amp;b/c=d+&#x27;e'>"
+    assert hide(f"?key=sk-a%26b%2Fc%3Dd%2B%27e {page}") == f"?key={HIDDEN} <p>{HIDDEN}</p><i title='{HIDDEN}'>"
 
 
 def test_what_variables_for_keys_hold_is_known_before_anything_asks_for_it(monkeypatch: pytest.MonkeyPatch):

@@ -217,6 +217,8 @@ def test_no_interval_of_the_median_below_six_observations():
 def test_of_ten_observations_the_interval_is_second_to_ninth():
     found = stats.median_interval([float(i) for i in range(1, 11)])
     assert found == stats.Interval(2.0, 9.0, pytest.approx(1 - 2 * (1 + 10) / 1024))
+    surer = stats.median_interval([float(i) for i in range(1, 11)], 0.99)
+    assert surer == stats.Interval(1.0, 10.0, pytest.approx(1 - 2 / 1024))
 
 
 @pytest.mark.parametrize("n", [*range(6, 60), 100, 101, 999, 1000])
