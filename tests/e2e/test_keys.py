@@ -176,8 +176,9 @@ def test_a_key_of_any_length_is_in_no_file_and_no_output_as_a_word(tmp_path: Pat
     assert key not in run["command"]
 
 
+@pytest.mark.parametrize("option", ["--api-key", "--"])
 def test_a_key_of_the_environment_in_a_servers_command_and_in_its_log_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     program = tmp_path / "serve.py"
@@ -190,7 +191,7 @@ def test_a_key_of_the_environment_in_a_servers_command_and_in_its_log_is_not_kep
         "main()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    serve = f"{sys.executable} {program} {{port}} --api-key {shlex.quote(KEY)}"
+    serve = f"{sys.executable} {program} {{port}} {option} {shlex.quote(KEY)}"
     sizes = ["-u", "1", "-t", "1s", "--input-tokens", "8", "--new-tokens", "1", "--results", str(tmp_path / "results")]
     done = tokenclock("run", "--serve", serve, "--endpoint-type", "openai-chat", "--model", "truth", *sizes)
     assert done.returncode in (0, 1), done.stderr
