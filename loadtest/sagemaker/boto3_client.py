@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
-from loadtest.sagemaker.connection import EVENT_STREAM, refusal, said_in
+from loadtest.sagemaker.connection import EVENT_STREAM, refusal, region_doubted, said_in
 from loadtest.sagemaker.runtime import ANSWERED, Runtime
 from loadtest.transport.authorities import untrusted
 from loadtest.transport.base import (
@@ -106,7 +106,9 @@ class Boto3Connection:
             raise TimedOut(f"no connection to {to.host}:{to.port} in {timeouts.connect_s:g} s") from error
         except (BotoCoreError, HTTPError) as error:  # what breaks inside a stream comes as urllib3 says it
             to = self._runtime.target
-            raise _told(error, seen, silence_s, f"{to.host}:{to.port}") from error
+            told = _told(error, seen, silence_s, f"{to.host}:{to.port}")
+            doubt = region_doubted(error, self._runtime.region)
+            raise (ConnectionBroken(f"{told}{doubt}") if doubt else told) from error
 
     def _parts(self, body: Any, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
         assert seen.started_ns is not None
@@ -132,7 +134,8 @@ def _told(error: Exception, seen: Seen, silence_s: float, where: str) -> Transpo
         return TimedOut(f"nothing arrived for {silence_s:g} s")
     broken = next((each for each in reversed(chain) if isinstance(each, OSError) and each.strerror), None)
     if broken is not None:
-        return ConnectionBroken(str(broken.strerror))
+        opened = not any(type(each).__name__ == "EndpointConnectionError" for each in chain)
+        return ConnectionBroken(str(broken.strerror) if opened else f"no connection to {where}: {broken.strerror}")
     if seen.status is not None:
         return BodyCut("the connection closed inside the body")
     return ConnectionBroken(str(error))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from socket import gaierror
 from typing import Any
 
 from loadtest.endpoints.base import excerpt
@@ -22,6 +23,7 @@ from loadtest.transport.base import (
     Seen,
     StreamFailed,
     Timeouts,
+    causes,
 )
 
 EVENT_STREAM = "application/vnd.amazon.eventstream"
@@ -61,7 +63,7 @@ class SageMakerConnection:
         refused = bytearray()
         read: Read | None = None
         try:
-            for read in self._wire.exchange(signed, seen, timeouts):
+            for read in self._exchanged(signed, seen, timeouts):
                 if seen.status != 200:
                     refused += read.data
                     continue
@@ -79,6 +81,20 @@ class SageMakerConnection:
             sentence, seen.overloaded = refusal(seen.headers.get("x-amzn-errortype", ""), said_in(refused))
             yield Read(read.t_ns, read.read_id, json.dumps({"error": sentence}).encode())
         seen.body_ended = seen.body_ended and events.whole
+
+    def _exchanged(self, signed: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
+        try:
+            yield from self._wire.exchange(signed, seen, timeouts)
+        except ConnectionBroken as error:
+            if doubt := region_doubted(error, self._runtime.region):
+                raise ConnectionBroken(f"{error}{doubt}") from error
+            raise
+
+
+def region_doubted(error: BaseException, region: str) -> str:
+    """What is to be added where a name has no address: each region has a host of its own."""
+    nameless = any(isinstance(each, gaierror) for each in causes(error))
+    return f"; is {region} the region, and spelt so?" if nameless else ""
 
 
 def _unwrapped(seen: Seen) -> bool:

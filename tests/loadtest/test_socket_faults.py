@@ -261,6 +261,23 @@ def test_an_exception_of_awss_after_good_tokens_is_told_by_its_name(ask, carrier
     assert sample.detail.startswith("ModelStreamError: ")
 
 
+@pytest.mark.parametrize("carrier", AWS)
+def test_a_host_that_is_not_there_makes_one_ask_for_the_region(ask, carrier: str):
+    sample = ask(carrier, Target("runtime.sagemaker.eu-wets-1.invalid", 443))
+    assert (sample.verdict, sample.status) == (Verdict.CONNECTION, None)
+    assert sample.detail.startswith("no connection to runtime.sagemaker.eu-wets-1.invalid:443: ")
+    assert sample.detail.endswith("; is eu-west-1 the region, and spelt so?")
+
+
+@pytest.mark.parametrize("carrier", [*PLAIN, *AWS])
+def test_nobody_listening_is_said_with_the_address(ask, carrier: str):
+    with scripted() as target:
+        pass
+    sample = ask(carrier, target)
+    assert sample.verdict is Verdict.CONNECTION
+    assert sample.detail == f"no connection to 127.0.0.1:{target.port}: Connection refused"
+
+
 # --- TLS -------------------------------------------------------------------------------------------------------------
 
 REMEDY = {
