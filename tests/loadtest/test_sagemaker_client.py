@@ -251,12 +251,13 @@ def test_a_region_comes_from_the_url_or_the_environment(aws: SageMaker, monkeypa
     assert asked("sagemaker://good", "gevent").complete
 
 
-def test_without_credentials_nothing_is_sent(aws: SageMaker, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_without_credentials_nothing_is_sent(aws: SageMaker, monkeypatch: pytest.MonkeyPatch, carrier: str):
     aws.clear()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name)
     with pytest.raises(EndpointError, match="there are no AWS credentials: set AWS_PROFILE"):
-        asked("sagemaker://good", "gevent")
+        asked("sagemaker://good", carrier)
     assert aws.records() == []
 
 
