@@ -87,20 +87,25 @@ def keep_fields(body: object) -> None:
 
 
 def hide(text: str) -> str:
-    for secret in _long:
-        text = text.replace(secret, HIDDEN)
+    text = _without_long(text)
     return text if _short is None else _short.sub(HIDDEN, text)
 
 
-def hidden(value: object) -> Any:
-    """The same without secrets: in every string, before anything breaks it into lines or escapes it. A name of digits
-    only is a count's, as in `batch_sizes`, and stays.
+def _without_long(text: str) -> str:
+    for secret in _long:
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def hidden(value: object, names: bool = True) -> Any:
+    """The same without secrets: in every string, before anything breaks it into lines or escapes it. A field's name is
+    what numbers are found by, so it loses no short one; and none at all where it is ours: then `names` is false.
     """
     if isinstance(value, str):
         return hide(value)
     if isinstance(value, Mapping):
-        return {str(name) if str(name).isdigit() else hide(str(name)): hidden(each) for name, each in value.items()}
-    return [hidden(each) for each in value] if isinstance(value, list | tuple) else value
+        return {_without_long(str(name)) if names else str(name): hidden(each, names) for name, each in value.items()}
+    return [hidden(each, names) for each in value] if isinstance(value, list | tuple) else value
 
 
 def spoken(text: str) -> str:
@@ -128,7 +133,7 @@ def guard_logs() -> None:
 
 def options(values: Mapping[str, Any]) -> dict[str, Any]:
     """Options by name, as run.json keeps them: of a key nothing, of headers their names."""
-    shown: dict[str, Any] = hidden(values)
+    shown: dict[str, Any] = hidden(values, names=False)
     if shown.get("api_key"):
         shown["api_key"] = HIDDEN
     if shown.get("header"):
@@ -157,7 +162,9 @@ def _parts(secret: str) -> Iterator[str]:
     """A secret, its words, and what stands behind `=` in it, as in cookies."""
     yield secret
     words = secret.split()
-    yield from words[1:] if words and words[0].lower() in SCHEMES else words
+    if words and words[0].lower() in SCHEMES:
+        words = words[1:]
+    yield from (word for word in words if len(words) <= 2 or len(word) >= SHORTEST)  # "the", in a sentence, is no key
     yield from (value.strip('"') for value in re.findall(r"[^;,=\s]+=([^;,\s]+)", secret))
     yield from _decoded(secret)
 

@@ -25,13 +25,6 @@ from loadtest.redaction import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "_known", frozenset())
-    monkeypatch.setattr(redaction, "_long", ())
-    monkeypatch.setattr(redaction, "_short", None)
-
-
 def test_a_key_is_hidden_alone_and_inside_what_held_it():
     keep("Bearer sk-1234567")
     assert hide("Incorrect API key provided: sk-1234567.") == f"Incorrect API key provided: {HIDDEN}."
@@ -87,6 +80,14 @@ def test_a_short_key_eats_no_words_and_no_numbers():
         "batch_sizes": {"1": 3, "4": 7},
         "prefill_s": 0.4,
     }
+
+
+def test_fields_that_are_ours_keep_their_names_whatever_the_key_is():
+    for key in ("n", "events", "at"):
+        keep(key)
+    assert hidden({"n": 1, "events": [{"at": "at"}]}, names=False) == {"n": 1, "events": [{"at": HIDDEN}]}
+    assert options({"n": 1, "events": "x"}) == {"n": 1, "events": "x"}
+    assert hidden({"n": 1, "at": 2}) == {"n": 1, "at": 2}
 
 
 def test_a_short_value_is_secret_only_where_the_header_is_for_one():
