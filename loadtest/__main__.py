@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from loadtest import plan as plans
 from loadtest.arrivals import KINDS, Arrivals, ArrivalsError
 from loadtest.extras import needed, remedy, require
-from loadtest.redaction import hide
+from loadtest.redaction import guard_logs, hide, spoken
 from loadtest.verdict import Verdict
 
 try:
@@ -25,6 +25,8 @@ try:
         add_endpoint,
         add_timeouts,
         add_wire,
+        check_wire,
+        command,
         count,
         dataset,
         seconds,
@@ -47,6 +49,7 @@ LOOK_S = 30.0  # a probe waits so long for what it shows nothing of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    guard_logs()
     try:
         sys.exit(dispatch(parser().parse_args(arguments)))
     except KeyboardInterrupt:
@@ -71,8 +74,10 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def probe(asked: argparse.Namespace) -> int:
-    if asked.prompt is not None and asked.input_tokens is not None:
-        raise Usage("--prompt has the length it has: leave --input-tokens out")
+    if asked.prompt is not None:
+        for name, value in (("--input-tokens", asked.input_tokens), ("--tokenizer", asked.tokenizer)):
+            if value is not None:
+                raise Usage(f"--prompt is asked as it is, and nobody counts it before: leave {name} out")
     from loadtest.probe import run as verb
 
     limits = timeouts(asked)
@@ -105,16 +110,32 @@ def report(asked: argparse.Namespace) -> int:
     return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """What it refuses it repeats, but no key: `--apikey X` is an option that isn't there, and X is one all the same."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(spoken(message))
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="tokenclock", description=__doc__)
+    top = Parser(prog="tokenclock", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     verb = verbs.add_parser(
         "run", help="measure an endpoint", description="Measure an endpoint: a plan in waves, or users for a time."
     )
     where = verb.add_argument_group("what is measured")
-    where.add_argument("--url", metavar="URL", help="its base URL, such as http://127.0.0.1:8080")
+    where.add_argument(
+        "-H",
+        "--url",
+        "--host",
+        "--base-url",
+        dest="url",
+        metavar="URL",
+        help="its base URL, such as http://127.0.0.1:8080",
+    )
     where.add_argument(
         "--serve",
+        type=command,
         metavar="CMD",
         help="start this server for each configuration, and stop it after; {slots} and {port} are filled in",
     )
@@ -130,7 +151,15 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("-n", "--waves", type=count, metavar="N", help="waves of each cell (default: 10)")
     grid.add_argument("--warmup-waves", type=count, metavar="N", help="waves before them that don't count (default: 1)")
     free = verb.add_argument_group("or a free run, in a closed loop or an open one")
-    free.add_argument("-u", "--users", type=count, metavar="N", help="requests in flight; with --rate, at most")
+    free.add_argument(
+        "-u",
+        "--users",
+        "--concurrency",
+        dest="users",
+        type=count,
+        metavar="N",
+        help="requests in flight; with --rate, at most",
+    )
     free.add_argument("-t", "--run-time", type=seconds, metavar="TIME", help="such as 30s, 5m, 1h30m")
     free.add_argument(
         "--input-tokens", type=count, metavar="N", help="tokens of every prompt, as the server counts (default: 256)"
@@ -141,7 +170,12 @@ def parser() -> argparse.ArgumentParser:
     free.add_argument("--new-tokens", type=count, metavar="N", help="tokens of every answer (default: 256)")
     add_dataset(free)
     free.add_argument(
-        "--rate", type=float, metavar="R", help="requests a second, whatever the endpoint does: an open loop"
+        "--rate",
+        "--request-rate",
+        dest="rate",
+        type=float,
+        metavar="R",
+        help="requests a second, whatever the endpoint does: an open loop",
     )
     free.add_argument("--arrivals", choices=KINDS, help="how an open loop's requests are spread (default: poisson)")
     free.add_argument("--burstiness", type=float, metavar="B", help="of gamma arrivals: below 1 they come in bursts")
@@ -210,6 +244,7 @@ def look(asked: argparse.Namespace) -> Look:
         tls = trusting(asked.transport, asked.cacert, asked.insecure)
     except TlsError as error:
         raise Usage(str(error)) from error
+    check_wire(asked, asked.url)
     return Look(connecting(asked.transport, tls), controlling(asked.transport, tls), wanted(asked), asked.tokenizer)
 
 

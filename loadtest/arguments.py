@@ -24,6 +24,9 @@ TIMEOUTS = (
 )
 
 
+FRAMING = {"content-length", "transfer-encoding"}  # a request's body is framed by whoever writes it
+
+
 class Usage(Exception):
     """The words of the command line don't fit together; the message says how they would."""
 
@@ -118,7 +121,17 @@ def add_timeouts(group: Any) -> None:
         group.add_argument(option, type=seconds, default=default, metavar="TIME", help=f"{what} (default: {default})")
 
 
+def check_wire(asked: argparse.Namespace, url: str | None) -> None:
+    """Raises: Usage where an option of the wire would change nothing. A proxy of httpx's may be under TLS."""
+    encrypted = (url or "http://").startswith(("https://", "sagemaker://"))
+    if (asked.cacert or asked.insecure) and asked.transport == "gevent" and not encrypted:
+        raise Usage(
+            "--cacert and --insecure are for certificates, and nothing here has one: write https://, or leave out"
+        )
+
+
 def wanted(asked: argparse.Namespace) -> Wanted:
+    redaction.keep_environment()
     return Wanted(
         asked.endpoint_type,
         asked.model,
@@ -143,6 +156,14 @@ def secret(text: str) -> str:
     redaction.keep(text)
     if not (text.isascii() and text.isprintable()):
         raise argparse.ArgumentTypeError("a key is of printable ASCII characters")
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the key is empty: leave the option out, and the environment's is taken")
+    return text
+
+
+def command(text: str) -> str:
+    """A server's, which may be given keys too."""
+    redaction.keep_spoken(text)
     return text
 
 
@@ -155,7 +176,9 @@ def header(text: str) -> tuple[str, str]:
         or not (value.isascii() and value.isprintable())
     ):
         raise argparse.ArgumentTypeError("a header is written as 'Name: value', in printable ASCII characters")
-    redaction.keep(value)
+    redaction.keep_header(name, value)
+    if name.lower() in FRAMING:
+        raise argparse.ArgumentTypeError(f"{name} is the framing's own: leave it out")
     return name.lower(), value
 
 
@@ -166,6 +189,7 @@ def json_object(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
     if not isinstance(said, dict):
         raise argparse.ArgumentTypeError(f'{text!r} is no JSON object, such as {{"top_k": 1}}')
+    redaction.keep_fields(said)
     return said
 
 

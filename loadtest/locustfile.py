@@ -30,6 +30,7 @@ from loadtest.arguments import (
     add_dataset,
     add_endpoint,
     add_wire,
+    check_wire,
     dataset,
     shared_prefix,
     wanted,
@@ -42,7 +43,7 @@ from loadtest.extras import needed, remedy, require
 from loadtest.monitor import Monitor
 from loadtest.plan import Cell
 from loadtest.record import Recorder
-from loadtest.redaction import hide
+from loadtest.redaction import guard_logs, hide
 from loadtest.report import write
 from loadtest.sample import Sample
 from loadtest.site import Look
@@ -51,6 +52,7 @@ from loadtest.transport.choice import connecting, controlling, trusting
 from loadtest.transport.tls import TlsError
 
 logger = logging.getLogger(__name__)
+guard_logs()
 
 
 class StreamUser(TokenUser):
@@ -73,6 +75,7 @@ class Test:
         seed = asked.seed or time.time_ns()
         require(*needed(environment.host, asked.tokenizer))
         tls = trusting(asked.transport, asked.cacert and Path(asked.cacert), asked.insecure)
+        check_wire(asked, environment.host)
         lines = dataset(asked, None if asked.input_tokens == INPUT_TOKENS else asked.input_tokens)
         if asked.shared_prefix_tokens and isinstance(runner, WorkerRunner) and not asked.seed:
             raise Usage("each worker would draw a prefix of its own: give all of them one --seed")

@@ -69,7 +69,7 @@ class Recorder:
         self, config: str | None, url: str, protocol: str, info: dict[str, Any] | None, command: str | None
     ) -> None:
         self._run["endpoints"].append(
-            {"config": config, **redaction.hidden({"url": url, "protocol": protocol, "info": info, "command": command})}
+            {"config": config, "protocol": protocol, **redaction.hidden({"url": url, "info": info, "command": command})}
         )
         self._write()
 

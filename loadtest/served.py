@@ -15,10 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loadtest.endpoints.base import EndpointError, parse_url
+from loadtest.redaction import hide
 from loadtest.transport.base import HttpRequest, TransportError, fetch
 from loadtest.transport.choice import controlling
 from loadtest.transport.tls import Tls
@@ -63,6 +64,17 @@ def served(template: str, slots: int, log: Path, ready_s: float) -> Iterator[tup
             yield url, command
         finally:
             _end(process)
+            out.close()
+            _without_keys(log)
+
+
+def _without_keys(log: Path) -> None:
+    """Servers there are that log the key they were started with."""
+    with suppress(OSError):
+        written = log.read_text(encoding="utf-8", errors="surrogateescape")
+        shown = hide(written)
+        if shown != written:
+            log.write_text(shown, encoding="utf-8", errors="surrogateescape")
 
 
 def _end_with_parent() -> None:

@@ -223,22 +223,22 @@ class Interval:
     coverage: float  # what the interval really covers: 0.95 or a little more
 
 
-def median_interval(values: Values) -> Interval | None:
-    """The distribution-free interval [x₍ₖ₎, x₍ₙ₊₁₋ₖ₎] of the median, for the largest k that covers 95 %.
+def median_interval(values: Values, confidence: float = CONFIDENCE) -> Interval | None:
+    """The distribution-free interval [x₍ₖ₎, x₍ₙ₊₁₋ₖ₎] of the median, for the largest k that covers as much as asked.
 
     coverage = P(k ≤ B ≤ n − k) with B ~ Binomial(n, ½): exact for independent observations of any continuous
     distribution. It is summed outwards from the middle; lgamma keeps it to 1e-7 up to ten million observations.
-    None below n = 6, where even the whole range covers less than 95 %.
+    None where even the whole range covers less: for 95 %, below n = 6.
 
     Source: H. A. David, H. N. Nagaraja, Order Statistics, 3rd ed., section 7.1.
     """
     n = len(values)
-    if n < 6:
+    if n == 0 or 1 - 2.0 ** (1 - n) < confidence:
         return None
     k = n // 2
     mass = math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
     coverage = mass if n % 2 == 0 else 2 * mass
-    while coverage < CONFIDENCE:
+    while coverage < confidence:
         mass *= k / (n - k + 1)  # P(B = k − 1) from P(B = k)
         k -= 1
         coverage += 2 * mass

@@ -17,6 +17,7 @@ from loadtest.transport.base import Connection, HttpRequest, Target, fetch
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 EVENTS, WHOLE = "text/event-stream", "application/json"  # media types of replies
 JSON = (("content-type", "application/json"),)
+NEW_TOKENS = "{new_tokens}"  # as a value of `extra_body`: the number that the request asks for
 LONGEST_EXCERPT = 200  # characters of a stranger's bytes in a message
 
 
@@ -157,6 +158,11 @@ def ask(connection: Connection, request: HttpRequest) -> tuple[int, Any]:
 def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
     """A request's fields; null leaves one out."""
     return {name: value for name, value in body.items() if value is not None}
+
+
+def filled(extra_body: Mapping[str, Any], new_tokens: int) -> dict[str, Any]:
+    """The user's fields, the number of new tokens in its place."""
+    return {name: new_tokens if value == NEW_TOKENS else value for name, value in extra_body.items()}
 
 
 def whole_number(said: object) -> int | None:

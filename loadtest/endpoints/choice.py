@@ -69,7 +69,7 @@ def choose(url: str, wanted: Wanted, control: Connect) -> Chosen:
     base = parse_url(url)
     ending, named = next(((end, kind) for end, kind in ENDINGS.items() if base.path.endswith(end)), ("", None))
     target = replace(base, path=base.path.removesuffix(ending))
-    if wanted.kind and named and not wanted.kind.startswith(named) and wanted.kind != "sagemaker":
+    if wanted.kind and named and not wanted.kind.startswith(named):
         raise EndpointError(f"{url} names a route of {named}, and --endpoint-type {wanted.kind}: leave one of them out")
     if wanted.kind is not None:
         return _as(wanted.kind, target, wanted, control, "as --endpoint-type says")
@@ -95,7 +95,7 @@ def _as(kind: str, target: Target, wanted: Wanted, control: Connect, why: str) -
     if wanted.transport == "huggingface_hub":
         _sayable_by_the_hub(kind, wanted)
     if kind not in KINDS:
-        _checked(wanted.extra_body)
+        _checked(wanted)
         route = INVOCATIONS if kind == "sagemaker" else "/generate_stream" if wanted.streams else "/generate"
         plain = TgiEndpoint(route, kind, wanted.extra_body, streams=wanted.streams)
         with closing(control(target)) as connection:
@@ -118,9 +118,14 @@ def _as(kind: str, target: Target, wanted: Wanted, control: Connect, why: str) -
     return Chosen(target, endpoint, f"{why}; model {model}")
 
 
-def _checked(extra_body: Mapping[str, Any]) -> None:
-    """Raises: EndpointError where TGI's `parameters` can't be laid over ours."""
-    if not isinstance(extra_body.get("parameters") or {}, Mapping):
+def _checked(wanted: Wanted) -> None:
+    """Raises: EndpointError where TGI's protocol can't say what is wanted."""
+    if wanted.model is not None:
+        raise EndpointError(
+            f"TGI's protocol names no model, an endpoint has one: leave --model {wanted.model} out, or say "
+            "--endpoint-type openai-chat or openai-completions"
+        )
+    if not isinstance(wanted.extra_body.get("parameters") or {}, Mapping):
         raise EndpointError('--extra-body\'s `parameters` is no object: write it as {"parameters": {"seed": 1}}')
 
 
@@ -130,6 +135,11 @@ def _sayable_by_the_hub(kind: str, wanted: Wanted) -> None:
         raise EndpointError(f"huggingface_hub streams TGI's protocol only, not {kind}: use --transport gevent or httpx")
     if stray := sorted(wanted.extra_body.keys() - {"parameters"}):
         raise EndpointError(f"huggingface_hub can't send {stray[0]} of --extra-body: use --transport gevent or httpx")
+    from loadtest.transport.hub_client import sayable
+
+    said = {name for name, value in (wanted.extra_body.get("parameters") or {}).items() if value is not None}
+    if stray := sorted(said - sayable()):
+        raise EndpointError(f"huggingface_hub has no parameter {stray[0]}: use --transport gevent or httpx")
 
 
 def _behind_aws(url: str, wanted: Wanted) -> Chosen:
@@ -138,8 +148,8 @@ def _behind_aws(url: str, wanted: Wanted) -> Chosen:
         raise EndpointError("huggingface_hub does not sign AWS's requests: use --transport gevent, httpx or boto3")
     if wanted.api_key:
         raise EndpointError("AWS takes no --api-key: its credentials come from boto3's chain; leave it out")
-    for _, value in wanted.headers:
-        redaction.keep(value)
+    for name, value in wanted.headers:
+        redaction.keep_header(name, value)
     runtime = aws.Runtime(aws.parse(url), wanted.headers)  # which signs them
     endpoint: Endpoint
     if wanted.kind in KINDS:
@@ -153,7 +163,7 @@ def _behind_aws(url: str, wanted: Wanted) -> Chosen:
             has_other_routes=False,
         )
     else:
-        _checked(wanted.extra_body)
+        _checked(wanted)
         endpoint = TgiEndpoint(
             INVOCATIONS,
             "sagemaker",
@@ -185,8 +195,11 @@ def _keyed(target: Target, kind: str, wanted: Wanted, from_environment: bool = T
     if key is not None and not (key.isascii() and key.isprintable()):
         raise EndpointError(f"${variable} holds a line's end, or what isn't ASCII: a header can't carry it")
     named = {name.lower() for name, _ in wanted.headers}
-    for secret in (key, *(value for name, value in wanted.headers)):
-        redaction.keep(secret)
+    redaction.keep(key)
+    for name, value in wanted.headers:
+        redaction.keep_header(name, value)
+    if wanted.api_key and "authorization" in named:
+        raise EndpointError("--api-key and --header Authorization both say who asks: leave one of them out")
     bearer = () if key is None or "authorization" in named else (("authorization", f"Bearer {key}"),)
     return replace(target, headers=(*bearer, *wanted.headers))
 

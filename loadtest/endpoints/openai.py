@@ -17,6 +17,7 @@ import orjson
 from loadtest.endpoints.base import (
     EVENTS,
     JSON,
+    NEW_TOKENS,
     WHOLE,
     Description,
     EndpointError,
@@ -24,6 +25,7 @@ from loadtest.endpoints.base import (
     Prompt,
     Reading,
     ask,
+    filled,
     whole_number,
     without_nulls,
 )
@@ -34,7 +36,6 @@ from loadtest.transport.base import Connection, HttpRequest
 ROUTES = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 OPTIONAL = ("ignore_eos", "stream_options", "temperature")  # asked for where they are taken
 HONOUR_IGNORE_EOS = {"vllm", "sglang", "tokenclock"}  # `owned_by` of the models of servers that know the parameter
-NEW_TOKENS = "{new_tokens}"  # as a value of `extra_body`: the number that the request asks for
 REFUSED = re.compile(r"unrecogni[sz]ed|unsupported|not supported|not permitted|unknown|unexpected", re.IGNORECASE)
 
 
@@ -81,7 +82,7 @@ class OpenAiEndpoint:
             "stream_options": {"include_usage": True} if self.streams else None,
             "temperature": 0,
             "ignore_eos": True,
-            **{name: new_tokens if value == NEW_TOKENS else value for name, value in self.extra_body.items()},
+            **filled(self.extra_body, new_tokens),
         }
         return HttpRequest(
             "POST",

@@ -22,6 +22,7 @@ from loadtest.endpoints.base import (
     Prompt,
     Reading,
     excerpt,
+    filled,
     whole_number,
     without_nulls,
 )
@@ -62,11 +63,12 @@ class TgiEndpoint:
             "ignore_eos": True,
             "truncate": input_tokens or None,
         }
+        extra = filled(self.extra_body, new_tokens)
         body = {
             "inputs": prompt,
             **({"stream": self.streams} if self.route == INVOCATIONS else {}),
-            **self.extra_body,
-            "parameters": without_nulls({**parameters, **(self.extra_body.get("parameters") or {})}),
+            **extra,
+            "parameters": without_nulls({**parameters, **filled(extra.get("parameters") or {}, new_tokens)}),
         }
         return HttpRequest(
             "POST",

@@ -54,7 +54,8 @@ def facts(about: Mapping[str, Any], probed: Sequence[Probed], findings: Sequence
             "requests": [_request(each, any(p.opened for p in probed[:i])) for i, each in enumerate(probed)],
             "medians": {name: median(found) if found else None for name, found in values.items()},
             "findings": [asdict(finding) for finding in findings],
-        }
+        },
+        names=False,
     )
     return shown
 

@@ -16,6 +16,7 @@ from functools import partial
 import gevent
 from gevent import GreenletExit
 
+from loadtest.dispatch import ids
 from loadtest.endpoints.base import EndpointError
 from loadtest.measure import Order, measure
 from loadtest.plan import Cell
@@ -82,10 +83,11 @@ def probe(site: Site, options: Options) -> list[Probed]:
     input_tokens = None if options.prompt is not None else options.input_tokens
     cell = Cell(None, site.description.slots, 1, input_tokens, options.new_tokens)
     probed: list[Probed] = []
+    next_id = ids(f"probe-{options.seed}", 0)
     with closing(Witness(site.connect(site.target))) as witness:
-        for number in range(options.requests):
+        for _ in range(options.requests):
             prompt = site.prompts.drawn_for(cell)[0] if options.prompt is None else options.prompt
-            order = Order(f"probe-{options.seed}-{number}", cell, "steady", prompt, monotonic_ns())
+            order = Order(next(next_id), cell, "steady", prompt, monotonic_ns())
             sample = _interruptible(site, witness, order, options.timeouts)
             probed.append(witness.probed(sample, site.endpoint))
             if sample.verdict is Verdict.CANCELLED:

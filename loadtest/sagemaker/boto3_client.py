@@ -12,11 +12,13 @@ Source: botocore 1.44, eventstream.py, httpsession.py and exceptions.py.
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
-from loadtest.sagemaker.connection import refusal
-from loadtest.sagemaker.runtime import Runtime
+from loadtest.sagemaker.connection import EVENT_STREAM, refusal, region_doubted, said_in
+from loadtest.sagemaker.runtime import ANSWERED, Runtime
+from loadtest.transport.authorities import untrusted
 from loadtest.transport.base import (
     BodyCut,
     Clock,
@@ -73,7 +75,12 @@ class Boto3Connection:
             reply = call(**asked)
             seen.headers_ns = self._clock()
             seen.status = reply["ResponseMetadata"]["HTTPStatusCode"]
-            if streamed:
+            headers = reply["ResponseMetadata"]["HTTPHeaders"]
+            if streamed and headers.get("content-type", EVENT_STREAM) != EVENT_STREAM:
+                seen.headers["content-type"] = headers["content-type"]  # a gateway's page: no stream to be read
+                reply["Body"].close()
+            elif streamed:
+                seen.headers["content-type"] = headers.get("x-amzn-sagemaker-content-type", "text/event-stream")
                 yield from self._parts(reply["Body"], seen, timeouts)
             else:
                 seen.headers["content-type"] = reply.get("ContentType") or "application/json"
@@ -90,14 +97,18 @@ class Boto3Connection:
             raise StreamFailed(f"no event stream: {error}") from error
         except ClientError as error:
             seen.status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-            told = {**error.response, "message": error.response["Error"].get("Message")}
-            sentence, seen.overloaded = refusal(seen.status, error.response["Error"].get("Code", ""), told)
+            seen.headers.update(error.response["ResponseMetadata"]["HTTPHeaders"])
+            answered = said_in(error.response.get(ANSWERED, b""))
+            sentence, seen.overloaded = refusal(seen.headers.get("x-amzn-errortype", ""), answered)
             yield Read(self._clock(), 1, json.dumps({"error": sentence}).encode())
         except ConnectTimeoutError as error:
             to = self._runtime.target
             raise TimedOut(f"no connection to {to.host}:{to.port} in {timeouts.connect_s:g} s") from error
         except (BotoCoreError, HTTPError) as error:  # what breaks inside a stream comes as urllib3 says it
-            raise _told(error, seen, silence_s) from error
+            to = self._runtime.target
+            told = _told(error, seen, silence_s, f"{to.host}:{to.port}")
+            doubt = region_doubted(error, self._runtime.region)
+            raise (ConnectionBroken(f"{told}{doubt}") if doubt else told) from error
 
     def _parts(self, body: Any, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
         assert seen.started_ns is not None
@@ -112,14 +123,19 @@ class Boto3Connection:
             body.close()
 
 
-def _told(error: Exception, seen: Seen, silence_s: float) -> TransportError:
+def _told(error: Exception, seen: Seen, silence_s: float, where: str) -> TransportError:
     """The transport's name for what went wrong under the client. The first cause knows best."""
+    if (distrusted := untrusted("boto3", where, error)) is not None:
+        return ConnectionBroken(distrusted)
     chain = list(causes(error))
+    if (no_tls := next((each for each in chain if isinstance(each, ssl.SSLError)), None)) is not None:
+        return ConnectionBroken(f"no TLS with {where} ({no_tls.reason}): is it https?")
     if any("Timeout" in type(each).__name__ for each in chain):
         return TimedOut(f"nothing arrived for {silence_s:g} s")
     broken = next((each for each in reversed(chain) if isinstance(each, OSError) and each.strerror), None)
     if broken is not None:
-        return ConnectionBroken(str(broken.strerror))
+        opened = not any(type(each).__name__ == "EndpointConnectionError" for each in chain)
+        return ConnectionBroken(str(broken.strerror) if opened else f"no connection to {where}: {broken.strerror}")
     if seen.status is not None:
         return BodyCut("the connection closed inside the body")
     return ConnectionBroken(str(error))

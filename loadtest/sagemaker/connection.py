@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from socket import gaierror
 from typing import Any
 
 from loadtest.endpoints.base import excerpt
@@ -22,6 +23,7 @@ from loadtest.transport.base import (
     Seen,
     StreamFailed,
     Timeouts,
+    causes,
 )
 
 EVENT_STREAM = "application/vnd.amazon.eventstream"
@@ -61,7 +63,7 @@ class SageMakerConnection:
         refused = bytearray()
         read: Read | None = None
         try:
-            for read in self._wire.exchange(signed, seen, timeouts):
+            for read in self._exchanged(signed, seen, timeouts):
                 if seen.status != 200:
                     refused += read.data
                     continue
@@ -76,11 +78,23 @@ class SageMakerConnection:
         finally:
             _unwrapped(seen)  # also a stream that ended before its first frame is the container's
         if read is not None and refused:
-            sentence, seen.overloaded = refusal(
-                seen.status or 0, seen.headers.get("x-amzn-errortype", ""), _json(refused)
-            )
+            sentence, seen.overloaded = refusal(seen.headers.get("x-amzn-errortype", ""), said_in(refused))
             yield Read(read.t_ns, read.read_id, json.dumps({"error": sentence}).encode())
         seen.body_ended = seen.body_ended and events.whole
+
+    def _exchanged(self, signed: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
+        try:
+            yield from self._wire.exchange(signed, seen, timeouts)
+        except ConnectionBroken as error:
+            if doubt := region_doubted(error, self._runtime.region):
+                raise ConnectionBroken(f"{error}{doubt}") from error
+            raise
+
+
+def region_doubted(error: BaseException, region: str) -> str:
+    """What is to be added where a name has no address: each region has a host of its own."""
+    nameless = any(isinstance(each, gaierror) for each in causes(error))
+    return f"; is {region} the region, and spelt so?" if nameless else ""
 
 
 def _unwrapped(seen: Seen) -> bool:
@@ -126,30 +140,33 @@ class _Events:
 
 def _failure(headers: Any, payload: bytes) -> str:
     """What an exception's frame says, or an error's."""
-    said = _json(payload)
+    said = said_in(payload)
     kind = headers.get(":exception-type") or headers.get(":error-code") or "error"
     message = said.get("Message") or said.get("message") or headers.get(":error-message") or "no message"
     return f"{kind}: {message}" + (f" ({said['ErrorCode']})" if said.get("ErrorCode") else "")
 
 
-def refusal(status: int, kind: str, said: dict[str, Any]) -> tuple[str, bool]:
+def refusal(kind: str, said: dict[str, Any]) -> tuple[str, bool]:
     """A sentence on what AWS answered instead of a stream, and whether it means: too much at once.
 
-    kind: `x-amzn-errortype`, which may have a URL behind a colon.
+    kind: `x-amzn-errortype`, which may have a URL behind a colon; a gateway in between has none.
     """
-    name = (kind or str(said.get("__type", ""))).partition(":")[0].rpartition("#")[2] or f"HTTP {status}"
-    message = said.get("message") or said.get("Message") or "no message"
+    name = (kind or str(said.get("__type", ""))).partition(":")[0].rpartition("#")[2]
+    message = said.get("message") or said.get("Message") or said.get("error") or "no message"
     original = said.get("OriginalStatusCode")
     if original is not None:
         return f"{name}: the container answered {original}: {said.get('OriginalMessage') or message}", original in (
             429,
             503,
         )
-    remedy = f" ({REMEDIES[name]})" if name in REMEDIES else ""
-    return f"{name}: {message}{remedy}", name in THROTTLED
+    remedy = REMEDIES.get(name)
+    if name == "ValidationError" and "stream" in str(message).lower():
+        remedy = "ask for whole replies with --no-stream"
+    return f"{name}: {message}{f' ({remedy})' if remedy else ''}" if name else str(message), name in THROTTLED
 
 
-def _json(data: bytes | bytearray) -> dict[str, Any]:
+def said_in(data: bytes | bytearray) -> dict[str, Any]:
+    """An object of AWS's, or whatever else answered, as its `message`."""
     try:
         said = json.loads(data)
     except ValueError:

@@ -40,13 +40,26 @@ def parse(url: str) -> Place:
         parts = urlsplit(url)
     except ValueError:  # brackets, that hold no address
         parts = SplitResult("", "", "", "", "")
-    name, said = parts.netloc, dict(parse_qsl(parts.query, keep_blank_values=True))
-    if not re.fullmatch(r"[A-Za-z0-9](-*[A-Za-z0-9]){0,62}", name) or parts.path.strip("/"):
-        raise EndpointError(f"{url} names no endpoint: write it as sagemaker://ENDPOINT_NAME?region=eu-west-1")
+    name, pairs = parts.netloc, parse_qsl(parts.query, keep_blank_values=True)
+    said = dict(pairs)
+    if not re.fullmatch(r"[A-Za-z0-9](-*[A-Za-z0-9]){0,62}", name) or parts.path.strip("/") or parts.fragment:
+        shown = url if "@" not in name else f"{SCHEME}…@{name.rpartition('@')[2]}"
+        raise EndpointError(f"{shown} names no endpoint: write it as sagemaker://ENDPOINT_NAME?region=eu-west-1")
     known = {"region", "variant", "inference-component"}
     if unknown := sorted(said.keys() - known):
         raise EndpointError(f"{url} says {unknown[0]}, which is none of {', '.join(sorted(known))}")
+    if unclear := [key for key, value in pairs if not value or (key, said[key]) != (key, value)]:
+        raise EndpointError(f"{url} says {unclear[0]} twice, or without a value: say it once, or leave it out")
     return Place(name, said.get("region"), said.get("variant"), said.get("inference-component"))
+
+
+ANSWERED = "tokenclock-answered"  # in boto3's parsed reply: the body of a refusal, as it came
+
+
+def _keep_what_was_answered(response_dict: Any, customized_response_dict: Any, **_: object) -> None:
+    """A gateway's page isn't in AWS's form, and boto3's parser keeps nothing of it."""
+    if response_dict["status_code"] >= 300:
+        customized_response_dict[ANSWERED] = response_dict["body"]
 
 
 class Runtime:
@@ -100,6 +113,7 @@ class Runtime:
             )
             client = self._session.client("sagemaker-runtime", config=config)
             client.meta.events.register("before-sign.sagemaker-runtime", self._add_headers)
+            client.meta.events.register("before-parse.sagemaker-runtime", _keep_what_was_answered)
             self._clients[silence_s, connect_s] = client
         return self._clients[silence_s, connect_s]
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loadtest.transport.authorities import AUTHORITIES, Remedied
 from loadtest.transport.base import Connect, Connection, Target
 from loadtest.transport.stamps import ClockMap, stay_on
 from loadtest.transport.tls import Tls, TlsError
-
-#: Where libraries that take no context of ours look for authorities; what isn't timed goes over our own.
-AUTHORITIES = {"huggingface_hub": "SSL_CERT_FILE and REQUESTS_CA_BUNDLE", "boto3": "SSL_CERT_FILE and AWS_CA_BUNDLE"}
 
 
 def trusting(name: str, ca_file: Path | None, insecure: bool) -> Tls:
@@ -60,4 +58,9 @@ def controlling(name: str, tls: Tls) -> Connect:
     """
     from loadtest.transport.httpx_client import HttpxConnection
 
-    return lambda target: HttpxConnection(target, tls.context(), proxies=name != "gevent")
+    def ours(target: Target) -> Connection:
+        return HttpxConnection(target, tls.context(), proxies=name != "gevent")
+
+    if name not in AUTHORITIES:
+        return ours
+    return lambda target: Remedied(ours(target), name, f"{target.host}:{target.port}")

@@ -21,10 +21,12 @@ import json
 import os
 from collections.abc import Iterator
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import orjson
 
+from loadtest.transport.authorities import untrusted
 from loadtest.transport.base import (
     BodyCut,
     Clock,
@@ -53,6 +55,11 @@ ERROR_TYPES = {  # the client's names for what TGI's `error_type` says
     errors.OverloadedError: "overloaded",
     errors.ValidationError: "validation",
 }
+
+
+def sayable() -> set[str]:
+    """The parameters that the client's `text_generation` takes."""
+    return set(signature(InferenceClient.text_generation).parameters) - {"self", "prompt", "model", "stream"}
 
 
 def _wire_errors() -> tuple[type[Exception], ...]:
@@ -93,7 +100,7 @@ class HubConnection:
                 yield self._ask(request, said, seen, silence_s)
             seen.body_ended, seen.ended_ns = True, self._clock()
         except WIRE_ERRORS as error:
-            raise _told(error, seen, silence_s) from error
+            raise _told(error, seen, silence_s, f"{self._target.host}:{self._target.port}") from error
 
     def _ask(self, request: HttpRequest, said: Any, seen: Seen, silence_s: float) -> Read:
         session: Any = get_session()
@@ -161,8 +168,10 @@ def _response(error: Exception) -> Any | None:
     return next((answer for answer in answers if answer is not None), None)
 
 
-def _told(error: Exception, seen: Seen, silence_s: float) -> TransportError:
+def _told(error: Exception, seen: Seen, silence_s: float, where: str) -> TransportError:
     """The transport's name for what went wrong under the client. Libraries wrap it: the first causes know best."""
+    if (distrusted := untrusted("huggingface_hub", where, error)) is not None:
+        return ConnectionBroken(distrusted)
     chain = list(causes(error))
     if any("Timeout" in type(each).__name__ for each in chain):
         return TimedOut(f"nothing arrived for {silence_s:g} s")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -155,10 +157,84 @@ def test_a_run_against_sagemaker_shows_no_credentials(tmp_path: Path, transport:
         assert secret not in everything
 
 
+@pytest.mark.parametrize("key", ["z", "7", "k-7", "EMPTY"])
+def test_a_key_of_any_length_is_in_no_file_and_no_output_as_a_word(tmp_path: Path, key: str):
+    with repeating() as url:
+        sizes = ["-u", "1", "-t", "1s", "--input-tokens", "8", "--new-tokens", "1", "--results", str(tmp_path)]
+        type_ = ["--endpoint-type", "openai-chat", "--api-key", key]
+        done = tokenclock("run", "--url", url, *type_, *sizes)
+    assert done.returncode == 1, done.stderr
+    (folder,) = tmp_path.iterdir()
+    details = [json.loads(line)["detail"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert any(
+        "authorization: Bearer [hidden]" in (detail or "").lower().replace("bearer", "Bearer") for detail in details
+    )
+    said = re.compile(rf"(?i:bearer|key)\W{{1,4}}{re.escape(key)}(?![A-Za-z0-9])")
+    for text in (written(tmp_path), done.stdout, done.stderr):
+        assert not said.search(text)
+    run = json.loads((folder / "run.json").read_text())
+    assert key not in run["command"]
+
+
+@pytest.mark.parametrize("option", ["--api-key", "--"])
+def test_a_key_of_the_environment_in_a_servers_command_and_in_its_log_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    program = tmp_path / "serve.py"
+    program.write_text(
+        "import sys\n"
+        "from loadtest.truth.__main__ import main\n"
+        "key = sys.argv.pop(); sys.argv.pop()\n"
+        "print(f'args: api_key={key}', file=sys.stderr, flush=True)\n"
+        "sys.argv[1:] = ['--openai', '--first', '0.01', '--gap', '0.001', '--port', sys.argv[1]]\n"
+        "main()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    serve = f"{sys.executable} {program} {{port}} {option} {shlex.quote(KEY)}"
+    sizes = ["-u", "1", "-t", "1s", "--input-tokens", "8", "--new-tokens", "1", "--results", str(tmp_path / "results")]
+    done = tokenclock("run", "--serve", serve, "--endpoint-type", "openai-chat", "--model", "truth", *sizes)
+    assert done.returncode in (0, 1), done.stderr
+    (folder,) = (tmp_path / "results").iterdir()
+    assert "api_key=[hidden]" in (folder / "server-run.log").read_text()
+    clean(written(tmp_path / "results"))
+    for secret in SECRETS:
+        assert secret not in done.stdout + done.stderr
+
+
+def test_what_boto3_logs_under_locust_shows_no_credentials(tmp_path: Path):
+    token = "never-shown-either-session-token"
+    with truth(first=0.01, gap=0.001) as container, runtime(container.url, session_token=token) as aws:
+        command = [sys.executable, "-m", "locust", "--headless", "-u", "1", "-r", "1", "-t", "2s"]
+        where = ["--host", "sagemaker://good", "--transport", "boto3", "--loglevel", "DEBUG"]
+        sizes = ["--input-tokens", "8", "--new-tokens", "1", "--results-dir", str(tmp_path)]
+        done = subprocess.run(
+            [*command, *where, *sizes],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=ROOT,
+            env=os.environ | aws.environ(),
+        )
+    assert "x-amz-security-token" in done.stderr.lower(), "botocore's log is there, and has the header"
+    for secret in (aws.access_key, aws.secret_key, token):
+        assert secret not in done.stdout + done.stderr + written(tmp_path)
+
+
 def test_values_that_look_like_ours_cost_nothing(tmp_path: Path):
-    """They are hidden where they are repeated, and numbers, phases and verdicts are no repetitions."""
+    """They are hidden where they are repeated, and numbers, phases, protocols and verdicts are no repetitions."""
     with truth(first=0.01, gap=0.001) as server:
-        odd = ("--header", "x-priority: steady", "--header", "x-mode: streamed", "--api-key", "000000")
+        odd = (
+            "--header",
+            "x-priority: steady",
+            "--header",
+            "x-mode: streamed",
+            "--header",
+            "x-key: tgi",
+            "--api-key",
+            "000000",
+        )
         sizes = ("-u", "1", "-t", "1s", "--input-tokens", "8", "--new-tokens", "2", "--results", str(tmp_path))
         done = tokenclock("run", "--url", server.url, *odd, *sizes)
     assert "failed" in done.stdout, done.stderr
@@ -168,4 +244,5 @@ def test_values_that_look_like_ours_cost_nothing(tmp_path: Path):
     assert {sample["verdict"] for sample in samples} == {"complete"}
     run = json.loads((folder / "run.json").read_text())
     assert run["options"]["api_key"] == "[hidden]"
+    assert run["endpoints"][0]["protocol"] == "tgi"
     assert "000000" not in run["command"]

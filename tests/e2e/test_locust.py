@@ -75,16 +75,24 @@ REFUSED = [  # (options, what is said)
         "--cacert and --insecure don't reach huggingface_hub: set SSL_CERT_FILE",
     ),
     (["--transport", "boto3", "-k"], "--cacert and --insecure don't reach boto3: set SSL_CERT_FILE"),
+    (["-k"], "--cacert and --insecure are for certificates, and nothing here has one"),
 ]
 
 
-@pytest.mark.parametrize(("options", "said"), REFUSED, ids=["no file", "huggingface_hub", "boto3"])
+@pytest.mark.parametrize(("options", "said"), REFUSED, ids=["no file", "huggingface_hub", "boto3", "no TLS"])
 def test_a_transport_that_cannot_trust_as_it_is_told_is_one_sentence_and_exit_code_2(
     tmp_path: Path, options: list[str], said: str
 ):
     done = headless(tmp_path, "-t", "2s", "-u", "1", "--host", "http://127.0.0.1:1", *options)
     assert done.returncode == 2
     assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_option_that_the_protocol_has_no_place_for_is_one_sentence_and_exit_code_2(server: str, tmp_path: Path):
+    done = headless(tmp_path, "-t", "2s", "-u", "1", "--host", server, "--model", "gpt")
+    assert done.returncode == 2
+    assert "TGI's protocol names no model, an endpoint has one: leave --model gpt out" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -272,6 +273,21 @@ def test_a_prompt_of_another_length_than_asked_is_found_with_both_numbers():
     assert "has 21 tokens by the server's count, 20 were asked for" in said["findings"][0]["sentence"]
 
 
+def test_a_server_that_takes_no_other_request_ids_than_uuids_is_probed_like_any():
+    """llama-cpp-python's, which answers 400 without a word to others."""
+
+    def answer(body: dict[str, Any], headers: Any) -> list[Piece]:
+        try:
+            uuid.UUID(headers["x-request-id"])
+        except ValueError:
+            return [b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"]
+        return [HEAD, b"\r\n", *TOKENS, usage(1, 4) + DONE + END]
+
+    with openai(answer) as url:
+        code, said = probe(url, "--prompt", "hi", "--new-tokens", "4")
+    assert (code, [one["verdict"] for one in said["requests"]]) == (0, ["complete"])
+
+
 def test_an_endpoint_that_refuses_to_count_prompts_is_asked_all_the_same():
     refusal = b'HTTP/1.1 500 Internal Server Error\r\ncontent-length: 19\r\n\r\n{"error": "no luck"}'
     with openai(lambda body, headers: [refusal]) as url:
@@ -290,6 +306,7 @@ def test_an_endpoint_that_refuses_to_count_prompts_is_asked_all_the_same():
         (["http://127.0.0.1:1"], "Connection refused"),
         (["ftp://127.0.0.1:1"], "only http:// and https://"),
         (["http://127.0.0.1:1", "--prompt", "x", "--input-tokens", "3"], "leave --input-tokens out"),
+        (["http://127.0.0.1:1", "--prompt", "x", "--tokenizer", "t.json"], "leave --tokenizer out"),
     ],
 )
 def test_what_cannot_be_asked_is_a_sentence_and_exit_code_2(arguments: list[str], reason: str):

@@ -354,6 +354,10 @@ def test_a_free_run_against_the_real_server(server: str, tmp_path: Path):
         (["-u", "1", "-t", "1s", "--transport", "carrier"], "invalid choice: 'carrier'"),
         (["-u", "1", "-t", "1s", "--cacert", "/nowhere.pem"], "/nowhere.pem holds no certificates that can be read"),
         (["--plan", "published", "--serve-timeout", "5s"], "--serve-timeout belongs to --serve"),
+        (["-u", "1", "-t", "1s", "-k"], "--cacert and --insecure are for certificates, and nothing here has one"),
+        (["-u", "1", "-t", "1s", "--api-key", " "], "the key is empty: leave the option out"),
+        (["-u", "1", "-t", "1s", "--header", "Content-Length: 3"], "Content-Length is the framing's own"),
+        (["-u", "1", "-t", "1s", "--apikey", "sk-1"], "unrecognized arguments: --apikey [hidden]"),
     ],
 )
 def test_bad_words_are_one_sentence_and_exit_code_2(tmp_path: Path, arguments: list[str], sentence: str):

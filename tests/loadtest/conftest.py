@@ -16,6 +16,7 @@ import gevent
 import httpx
 import pytest
 
+from loadtest import redaction
 from loadtest.endpoints.tgi import TgiEndpoint
 from loadtest.measure import Order, measure
 from loadtest.plan import Cell
@@ -32,6 +33,13 @@ def stamping() -> None:
     """The kernel has begun to stamp arrivals, as it has in a run."""
     stamps.stay_on()
     time.sleep(0.3)
+
+
+@pytest.fixture(autouse=True)
+def _keys_of_other_tests_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_known", frozenset())
+    monkeypatch.setattr(redaction, "_long", ())
+    monkeypatch.setattr(redaction, "_short", None)
 
 
 @dataclass(frozen=True)

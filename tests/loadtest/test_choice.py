@@ -133,7 +133,17 @@ def test_what_is_said_is_not_guessed():
             {"transport": "huggingface_hub", "extra_body": {"adapter_id": "a"}},
             "huggingface_hub can't send adapter_id",
         ),
+        (
+            {"/info": (200, TGI_INFO)},
+            "",
+            {"transport": "huggingface_hub", "extra_body": {"parameters": {"seed": 1, "ignore_eos": True}}},
+            "huggingface_hub has no parameter ignore_eos",
+        ),
         ({"/info": (200, TGI_INFO)}, "", {"extra_body": {"parameters": 3}}, "`parameters` is no object"),
+        ({"/info": (200, TGI_INFO)}, "", {"model": "m"}, "names no model, an endpoint has one: leave --model m out"),
+        ({"/info": (200, TGI_INFO)}, "", {"kind": "sagemaker", "model": "m"}, "leave --model m out"),
+        (CHAT, "/v1", {"kind": "sagemaker"}, "names a route of openai, and --endpoint-type sagemaker"),
+        (CHAT, "", {"api_key": "sk-1", "headers": (("authorization", "Basic eDp5"),)}, "both say who asks"),
     ],
 )
 def test_what_cannot_be_measured_is_said_with_the_remedy(
@@ -271,7 +281,16 @@ def test_extra_body_is_laid_over_tgis_request_and_its_parameters():
     }
 
 
+def test_the_number_of_new_tokens_is_filled_in_wherever_a_protocol_has_its_fields():
+    extra = {"limit": "{new_tokens}", "parameters": {"min_new_tokens": "{new_tokens}", "stop": ["{new_tokens}"]}}
+    said = body(TgiEndpoint(extra_body=extra))
+    assert (said["limit"], said["parameters"]["min_new_tokens"], said["parameters"]["stop"]) == (7, 7, ["{new_tokens}"])
+
+
 def test_null_parameters_are_none():
+    with serving({"/info": (200, TGI_INFO)}) as served:
+        extra = {"parameters": {"ignore_eos": None}}
+        assert chosen(served.url, transport="huggingface_hub", extra_body=extra).endpoint.protocol == "tgi"
     assert body(TgiEndpoint(extra_body={"parameters": None}))["parameters"]["max_new_tokens"] == 7
 
 

@@ -6,6 +6,7 @@ sagemaker_runtime.py), in front of a server of known schedule; our transports an
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -191,7 +192,7 @@ FAULTS = [  # (endpoint, verdict, tokens that came before it, part of the detail
     ("fault-bad-crc-3", Verdict.ERROR_IN_STREAM, 3, "hecksum"),
     ("fault-end-in-frame-3", Verdict.TRUNCATED, 3, f"3 of {TOKENS} tokens"),
     ("fault-cut-frame-3", Verdict.TRUNCATED, 3, f"3 of {TOKENS} tokens"),
-    ("fault-not-streaming", Verdict.HTTP_ERROR, 0, "ValidationError: "),
+    ("fault-not-streaming", Verdict.HTTP_ERROR, 0, "(ask for whole replies with --no-stream)"),
     ("fault-cut-3", Verdict.CONNECTION, 3, "reset"),
     ("fault-stall-3", Verdict.TIMEOUT, 3, ""),
     ("fault-throttled", Verdict.OVERLOADED, 0, "HTTP 400: ThrottlingException: Rate exceeded"),
@@ -230,6 +231,10 @@ def test_each_fault_has_its_verdict_and_keeps_what_came_before(
         ("sagemaker://good/path", "names no endpoint"),
         ("sagemaker://good?regoin=eu-west-1", "says regoin, which is none of inference-component, region, variant"),
         ("sagemaker://good?region=eu_west", "eu_west"),
+        ("sagemaker://good#blue", "names no endpoint"),
+        ("sagemaker://good?region=", "says region twice, or without a value"),
+        ("sagemaker://good?variant=a&variant=b", "says variant twice, or without a value"),
+        ("sagemaker://someone:hunter2@good", "sagemaker://…@good names no endpoint"),
     ],
 )
 def test_a_url_that_cannot_be_meant_is_refused_with_what_it_says(aws: SageMaker, url: str, message: str):
@@ -246,12 +251,13 @@ def test_a_region_comes_from_the_url_or_the_environment(aws: SageMaker, monkeypa
     assert asked("sagemaker://good", "gevent").complete
 
 
-def test_without_credentials_nothing_is_sent(aws: SageMaker, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_without_credentials_nothing_is_sent(aws: SageMaker, monkeypatch: pytest.MonkeyPatch, carrier: str):
     aws.clear()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name)
     with pytest.raises(EndpointError, match="there are no AWS credentials: set AWS_PROFILE"):
-        asked("sagemaker://good", "gevent")
+        asked("sagemaker://good", carrier)
     assert aws.records() == []
 
 
@@ -345,6 +351,14 @@ def test_what_is_not_installed_is_one_sentence_with_its_extra_and_leaves_nothing
     said = f"tokenclock: {module} is not installed: pip install 'tokenclock[{extra}]'\n"
     assert (done.returncode, done.stderr) == (2, said)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_refused_where_the_container_takes_none_and_sent_where_it_does(aws: SageMaker):
+    with pytest.raises(EndpointError, match="leave --model m out, or say --endpoint-type openai-chat"):
+        asked("sagemaker://good", "gevent", model="m")
+    aws.clear()
+    asked("sagemaker://good", "gevent", kind="openai-chat", model="m")
+    assert json.loads(aws.records()[0]["body"])["model"] == "m"
 
 
 def test_an_api_key_is_not_taken_where_aws_signs(aws: SageMaker):

@@ -210,11 +210,15 @@ def test_where_half_of_the_requests_failed_the_median_with_failures_is_infinite(
 def test_no_interval_of_the_median_below_six_observations():
     assert stats.median_interval([1, 2, 3, 4, 5]) is None
     assert stats.median_interval([6, 5, 4, 3, 2, 1]) == stats.Interval(1, 6, pytest.approx(1 - 2 / 64))
+    assert stats.median_interval([6, 5, 4, 3, 2, 1], 0.98) is None
+    assert stats.median_interval([7, 6, 5, 4, 3, 2, 1], 0.98) == stats.Interval(1, 7, pytest.approx(1 - 2 / 128))
 
 
 def test_of_ten_observations_the_interval_is_second_to_ninth():
     found = stats.median_interval([float(i) for i in range(1, 11)])
     assert found == stats.Interval(2.0, 9.0, pytest.approx(1 - 2 * (1 + 10) / 1024))
+    surer = stats.median_interval([float(i) for i in range(1, 11)], 0.99)
+    assert surer == stats.Interval(1.0, 10.0, pytest.approx(1 - 2 / 1024))
 
 
 @pytest.mark.parametrize("n", [*range(6, 60), 100, 101, 999, 1000])
