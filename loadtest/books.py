@@ -17,7 +17,6 @@ from gevent.queue import JoinableQueue
 
 from loadtest.sample import Sample
 from loadtest.stats import itl_s, latency_s, ttft_s
-from loadtest.transport.gathering import gathering
 from loadtest.verdict import Verdict
 
 COLLECT_EVERY = 4096  # samples: a request leaves no cycles behind, so there is next to nothing to find
@@ -108,7 +107,7 @@ class Books:
 
     def _breathe(self) -> None:
         if self._queue.qsize() < MOST_BEHIND:
-            gathering().idle()
+            gevent.idle()
         else:
             gevent.sleep(0)
 

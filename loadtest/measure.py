@@ -58,6 +58,7 @@ class Tally:
     first_text_ns: int | None = None
     finished: bool = False
     stopped: bool = False
+    full: bool = False
     error: str | None = None
     input_tokens: int | None = None
     new_tokens: int | None = None
@@ -134,7 +135,7 @@ def measure(
             status=seen.status,
             overloaded=seen.overloaded,
             tokens=new_tokens,
-            demanded=0 if tally.stopped and not endpoint.suppresses_eos else demanded.new_tokens,
+            demanded=0 if ended_rightly(tally, endpoint, counted) else demanded.new_tokens,
             finished=tally.finished and (seen.body_ended or not endpoint.needs_clean_end),
             error=tally.error,
             broken=broken,
@@ -169,6 +170,15 @@ def measure(
     )
 
 
+def ended_rightly(tally: Tally, endpoint: Endpoint, counted: int | None) -> bool:
+    """Whether an end is one whatever the number of tokens: the model's own, where nobody suppresses that; or the length
+    that was asked for, where only events could be counted: a token without a text of its own may have none.
+    """
+    if tally.stopped:
+        return not endpoint.suppresses_eos
+    return tally.full and counted is None
+
+
 def other_than_asked(seen: Seen, endpoint: Endpoint) -> str | None:
     """What a reply is instead of one that can be read as it comes: its type, or its compression."""
     kind, coding = seen.headers.get("content-type", endpoint.media_type), seen.headers.get("content-encoding")
@@ -188,6 +198,7 @@ def _take(tally: Tally, reading: Reading, t_ns: int, read_id: int) -> None:
         return
     tally.finished = tally.finished or reading.finished
     tally.stopped = tally.stopped or reading.stopped
+    tally.full = tally.full or reading.full
     tally.error = tally.error or reading.error
     tally.server = reading.server or tally.server
     if reading.input_tokens is not None:

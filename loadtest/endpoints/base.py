@@ -36,6 +36,7 @@ class Reading(NamedTuple):  # one is made for every token: a tuple costs a third
     new_tokens: int | None = None  # the server's count of what it generated
     server: dict[str, Any] | None = None  # the server's own timing
     stopped: bool = False  # at the end: the model ended its text by itself
+    full: bool = False  # at the end: by the server's word it has the length that was asked for
 
 
 @dataclass(frozen=True, slots=True)

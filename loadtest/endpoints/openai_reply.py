@@ -66,6 +66,7 @@ def read_event(event: ServerSentEvent) -> Reading:
         input_tokens=asked,
         new_tokens=made,
         stopped=finish == "stop",
+        full=finish == "length",
     )
 
 
@@ -91,6 +92,7 @@ def read_whole(body: bytes) -> Reading:
         text=text if isinstance(text, str) else "",
         finished=bool(finish),
         stopped=finish == "stop",
+        full=finish == "length",
         error=f"the generation ended with finish_reason {finish!r}" if str(finish) in NOT_THE_END else None,
         input_tokens=whole_number(counts.get("prompt_tokens")) or None,
         new_tokens=made,

@@ -111,6 +111,7 @@ class TgiEndpoint:
             input_tokens=whole_number(details.get("input_length")),
             new_tokens=whole_number(details.get("generated_tokens")),
             stopped=details.get("finish_reason") in STOPPED,
+            full=details.get("finish_reason") == "length",
         )
 
     def read_whole(self, body: bytes, headers: Mapping[str, str]) -> Reading:
@@ -132,6 +133,7 @@ class TgiEndpoint:
             text=said["generated_text"],
             finished=True,
             stopped=details.get("finish_reason") in STOPPED,
+            full=details.get("finish_reason") == "length",
             input_tokens=int(counted) if counted.isdigit() else whole_number(details.get("input_length")),
             new_tokens=made,
         )

@@ -16,7 +16,6 @@ import gevent
 from gevent import socket
 
 from loadtest.transport.base import Clock, Opened
-from loadtest.transport.gathering import gathering
 from loadtest.transport.stamps import CONTROL_BYTES, ClockMap, realtime_ns
 
 READ_BYTES = 65536  # in one read at most
@@ -47,9 +46,6 @@ class Wire:
         self._socket = _socket.socket(fileno=connection.detach())
         self._socket.setblocking(False)
         self._room = FIRST_BYTES
-        self._gathering = None if clock_map is None else gathering()
-        if self._gathering is not None:
-            self._gathering.join()
         self._io = self._hub.loop.io(self._socket.fileno(), READABLE)
         self._io.start(self._readable)
 
@@ -123,9 +119,6 @@ class Wire:
         for watcher in (self._io, self._timer):
             watcher.stop()
             watcher.close()
-        if self._gathering is not None:
-            self._gathering.leave()
-            self._gathering = None
         return self._socket
 
     def close(self) -> None:

@@ -65,7 +65,7 @@ def usage(asked: int, made: int) -> dict[str, int]:
         (with_choice(token_ids=[7, 8, 9]), Reading(tokens=3)),
         (with_choice(delta={"content": "let go"}, token_ids=[]), Reading(tokens=1, text="let go")),
         (chunk({"content": "hi"}, usage=usage(5, 2)), Reading(1, "hi", input_tokens=5, new_tokens=2)),
-        (chunk({"content": "."}, "length", usage=usage(5, 9)), Reading(1, ".", True, None, 5, 9)),
+        (chunk({"content": "."}, "length", usage=usage(5, 9)), Reading(1, ".", True, None, 5, 9, full=True)),
         (chunk({}, "stop"), Reading(finished=True, stopped=True)),
         ({"choices": [{"finish_reason": "stop"}]}, Reading(finished=True, stopped=True)),
         ({"choices": [], "usage": usage(5, 9)}, Reading(input_tokens=5, new_tokens=9)),
@@ -407,6 +407,13 @@ FAULTS: dict[str, tuple[list[bytes], dict[str, Any], Verdict, int, str | None]] 
         Verdict.STOPPED_EARLY,
         5,
         "5 of 20 tokens",
+    ),
+    "a length of 20 by the server's word, in 5 chunks that nobody counts": (
+        [*texts(5), FINISH, DONE],
+        {},
+        Verdict.COMPLETE,
+        5,
+        None,
     ),
     "usage that knows of fewer tokens than chunks": (
         [*texts(20), FINISH, said({"choices": [], "usage": usage(4, 19)}), DONE],

@@ -32,7 +32,7 @@ def test_a_special_token_counts_and_has_no_visible_text():
 def test_the_last_event_ends_the_stream_and_carries_the_servers_counts():
     details = {"finish_reason": "length", "generated_tokens": 9, "seed": None, "input_length": 5}
     said = {"token": TOKEN, "generated_text": "", "details": details}
-    assert read(said) == Reading(tokens=1, text=" hi", finished=True, input_tokens=5, new_tokens=9)
+    assert read(said) == Reading(tokens=1, text=" hi", finished=True, input_tokens=5, new_tokens=9, full=True)
 
 
 @pytest.mark.parametrize(

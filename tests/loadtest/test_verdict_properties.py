@@ -44,6 +44,7 @@ class Piece:
     tokens: int = 0
     text: str = ""
     finished: bool = False
+    full: bool = False  # it ends with the length that was asked for, by the server's word
     failed: bool = False
     counts: tuple[int, int] | None = None  # of the prompt, of the reply
 
@@ -86,8 +87,11 @@ def judged(reply: Reply) -> tuple[Verdict, int]:
     finished = any(piece.finished for piece in pieces)
     tokens = sum(piece.tokens for piece in pieces)
     counts = [piece.counts[1] for piece in pieces if piece.counts and piece.counts[1]]  # zero is no count
+    demanded = reply.demanded
     if finished and tokens and counts:
         tokens = counts[-1]
+    elif any(piece.full for piece in pieces):
+        demanded = 0  # nobody counted but us, and tokens without a text may have had no event
     if any(piece.failed for piece in pieces):
         return Verdict.ERROR_IN_STREAM, tokens
     if not finished or (reply.protocol != "tgi" and reply.ends != "clean"):
@@ -95,7 +99,7 @@ def judged(reply: Reply) -> tuple[Verdict, int]:
         return unfinished.get(reply.ends, Verdict.TRUNCATED), tokens
     if not tokens:
         return Verdict.EMPTY, 0
-    return (Verdict.COMPLETE if tokens >= reply.demanded else Verdict.STOPPED_EARLY), tokens
+    return (Verdict.COMPLETE if tokens >= demanded else Verdict.STOPPED_EARLY), tokens
 
 
 # --- the grammar -----------------------------------------------------------------------------------------------------
@@ -172,7 +176,9 @@ def openai_chunk(draw: st.DrawFn, kind: str, last: bool = False) -> Piece:
             choice["logprobs"] = {"tokens": ["x"] * listed}
     counts = draw(st.sampled_from([None, None, (5, 1), (5, 4)]))
     value = {"choices": [choice], "usage": counts and {"prompt_tokens": counts[0], "completion_tokens": counts[1]}}
-    return draw(event(value, tokens=listed or int(bool(text or thought)), text=text, finished=last, counts=counts))
+    tokens = listed or int(bool(text or thought))
+    full = finish == "length"
+    return draw(event(value, tokens=tokens, text=text, finished=last, full=full, counts=counts))
 
 
 @st.composite
@@ -193,7 +199,9 @@ def replies(draw: st.DrawFn) -> Reply:
         last, tail = tgi_token(last=True), st.just(Piece())
     else:
         empty = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        bare = event({"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": "length"}]}, finished=True)
+        bare = event(
+            {"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": "length"}]}, finished=True, full=True
+        )
         last, tail = st.one_of(bare, openai_chunk(protocol, last=True)), usage()
     pieces = draw(st.lists(draw(st.sampled_from([st.one_of(token, token, QUIET, empty)] * 5 + [QUIET])), max_size=6))
     if draw(st.integers(0, 6)):
