@@ -56,6 +56,7 @@ class _Stream(httpcore.NetworkStream):
         self._exchange: tuple[Seen, Timeouts] | None = None
         self.closed = False
         self.ended_by_server = False
+        self.unsent: ConnectionBroken | None = None  # the request could not be sent to its end
         self.begun = False  # a byte of the body has come
         self.read_id = 0
         self.t_ns = 0  # arrival of the last read
@@ -66,6 +67,7 @@ class _Stream(httpcore.NetworkStream):
 
     def begin(self, seen: Seen, timeouts: Timeouts) -> None:
         self._exchange = seen, timeouts
+        self.unsent = None
         self.begun = False
         self.read_id = 0
         seen.clock = "kernel" if self._map is not None else "user"
@@ -81,7 +83,11 @@ class _Stream(httpcore.NetworkStream):
         if seen.started_ns is None:
             seen.started_ns = self._clock()
             self._wire.expect(seen.started_ns)
-        waiting.send(self._wire, buffer, timeouts)
+        try:
+            waiting.send(self._wire, buffer, timeouts)
+        except ConnectionBroken as error:
+            self.unsent, seen.sent_ns = error, None
+            raise httpcore.WriteError from error  # upon which httpcore reads: a refusal may have come before all was sent
         seen.sent_ns = self._clock()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -302,6 +308,10 @@ class HttpxConnection:
             raise ConnectionBroken(UNSENDABLE) from None
         except httpcore.RemoteProtocolError as error:
             raise self._told(error, seen, stream) from error
+        except TransportError:
+            if stream.unsent is not None and seen.status is None:
+                raise stream.unsent from None
+            raise
         finally:
             # An exchange that was left early leaves bytes on the wire: the pool closes the stream then. One that broke
             # off inside a tunnel's opening would keep the pool's only place.
@@ -311,6 +321,8 @@ class HttpxConnection:
                 response.close()
 
     def _told(self, error: httpcore.RemoteProtocolError, seen: Seen, stream: _Stream) -> TransportError:
+        if stream.unsent is not None and seen.status is None:
+            return stream.unsent
         if not stream.ended_by_server:
             return NotHttp(f"not HTTP/1.1: {error}")
         if seen.status is None:
