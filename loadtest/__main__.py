@@ -207,7 +207,7 @@ def look(asked: argparse.Namespace) -> Look:
 
     require(*needed(asked.url, asked.tokenizer))
     try:
-        tls = trusting(asked.transport, asked.cacert, asked.insecure)
+        tls = trusting(asked.transport, asked.cacert, asked.insecure, asked.http2)
     except TlsError as error:
         raise Usage(str(error)) from error
     return Look(connecting(asked.transport, tls), controlling(asked.transport, tls), wanted(asked), asked.tokenizer)

@@ -1,7 +1,7 @@
 """One limit holds for a connection's name, TCP and TLS together, and its sentence says which of them was slow.
 
-Method: a resolver that asks a DNS server which never answers; the platform's own with getaddrinfo held up in its thread;
-listeners that don't accept, or accept and say nothing. Where time must pass, it is put on the clock, not waited for.
+Method: a resolver that asks a DNS server which never answers; the platform's own with getaddrinfo held up in its
+thread; listeners that don't accept, or accept and say nothing. Long times are put on the clock, not waited for.
 """
 
 from __future__ import annotations

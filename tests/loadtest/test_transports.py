@@ -224,16 +224,19 @@ def test_nobody_listening_is_a_connection_verdict_with_the_reason(transport: str
 
 @contextmanager
 def refusing(reply: bytes, context: ssl.SSLContext | None = None) -> Iterator[Target]:
-    """Every connection gets the reply once its request has begun, and is closed with the rest of it unread."""
+    """Every connection gets the reply once its request has begun, and is closed with the rest of it unread: at once, or
+    every second one when its client has had the time to read the reply.
+    """
     over = threading.Event()
 
     def serve() -> None:
         with suppress(OSError):
-            while not over.is_set():
+            for wait_s in itertools.cycle((0, 0.1)):
                 peer, _ = listener.accept()
                 with suppress(OSError), peer if context is None else context.wrap_socket(peer, server_side=True) as by:
                     by.recv(1000)
                     by.sendall(reply)
+                    over.wait(wait_s)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, daemon=True).start()
