@@ -241,7 +241,7 @@ def look(asked: argparse.Namespace) -> Look:
 
     require(*needed(asked.url, asked.tokenizer))
     try:
-        tls = trusting(asked.transport, asked.cacert, asked.insecure)
+        tls = trusting(asked.transport, asked.cacert, asked.insecure, asked.http2)
     except TlsError as error:
         raise Usage(str(error)) from error
     check_wire(asked, asked.url)

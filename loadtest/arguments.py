@@ -112,6 +112,7 @@ def add_wire(group: Any) -> None:
         default="gevent",
         help="what carries them: our own socket; httpx (takes proxies); huggingface_hub (TGI); boto3 (SageMaker)",
     )
+    group.add_argument("--http2", action="store_true", help="HTTP/2 and nothing else, of https:// by httpx")
     group.add_argument("--cacert", type=Path, metavar="FILE", help="trust these certificate authorities (PEM)")
     group.add_argument("-k", "--insecure", action="store_true", help="don't verify certificates")
 

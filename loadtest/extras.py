@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-EXTRAS = {"boto3": "sagemaker", "botocore": "sagemaker", "huggingface_hub": "hub", "tokenizers": "tokenizer"}
+EXTRAS = {
+    "boto3": "sagemaker",
+    "botocore": "sagemaker",
+    "h2": "http2",
+    "huggingface_hub": "hub",
+    "tokenizers": "tokenizer",
+}
 
 
 def require(*modules: str) -> None:

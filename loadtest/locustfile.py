@@ -74,7 +74,7 @@ class Test:
         users = runner.target_user_count
         seed = asked.seed or time.time_ns()
         require(*needed(environment.host, asked.tokenizer))
-        tls = trusting(asked.transport, asked.cacert and Path(asked.cacert), asked.insecure)
+        tls = trusting(asked.transport, asked.cacert and Path(asked.cacert), asked.insecure, asked.http2)
         check_wire(asked, environment.host)
         lines = dataset(asked, None if asked.input_tokens == INPUT_TOKENS else asked.input_tokens)
         if asked.shared_prefix_tokens and isinstance(runner, WorkerRunner) and not asked.seed:

@@ -231,6 +231,7 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         "waves": run["waves"],
         "interrupted": run["interrupted"],
         "shared_prefix_tokens": run.get("shared_prefix_tokens", 0),
+        "http2": bool(run.get("options", {}).get("http2")),
         "cells": cells,
         "cold": _cold(samples),
         "missing": missing,

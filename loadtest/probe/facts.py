@@ -9,8 +9,9 @@
       streamed    whether the reply was to come in events; else it is one, at its end
       connection  "fresh" | "reused" | "unseen", where a library opens its own; null where none was
       address, tls               of a fresh one; tls is its version or null
+      http        "HTTP/1.1" | "HTTP/2", null where no answer said
       phases      seconds each took, one after the other, null where it wasn't seen:
-                  name_s, tcp_s, tunnel_s, tls_s, before the clock starts; then
+                  name_s, tcp_s, tunnel_s, tls_s, http2_s (its SETTINGS), before the clock starts; then
                   send_s (to the last byte handed to the kernel), headers_s, first_event_s, first_token_s,
                   tokens_s (first to last token; of a whole reply, all of it), end_s (to the last byte, or to giving up)
       events      [{at_s, tokens, read}], every event; at_s counts from the clock's start; events of one read share it
@@ -39,7 +40,7 @@ from loadtest.redaction import hidden
 
 SCHEMA = 1
 NEVER_SHOWN = {"set-cookie", "set-cookie2", "authorization", "proxy-authorization", "x-amz-security-token"}
-BEFORE_THE_CLOCK = ("name_s", "tcp_s", "tunnel_s", "tls_s")
+BEFORE_THE_CLOCK = ("name_s", "tcp_s", "tunnel_s", "tls_s", "http2_s")
 METRICS = {"ttft_s": stats.ttft_s, "latency_s": stats.latency_s, "tpot_s": stats.tpot_s}
 
 
@@ -73,6 +74,7 @@ def _request(seen: Probed, opened_before: bool) -> dict[str, Any]:
         "connection": connection,
         "address": seen.opened and seen.opened.address,
         "tls": seen.opened and seen.opened.tls,
+        "http": seen.http,
         "phases": _phases(seen),
         "events": []
         if started_ns is None
@@ -94,7 +96,7 @@ def _request(seen: Probed, opened_before: bool) -> dict[str, Any]:
 def _phases(seen: Probed) -> dict[str, float | None]:
     """Each from the end of the one before it that was seen; none is negative."""
     sample, opened = seen.sample, seen.opened
-    parts = (opened.name_ns, opened.tcp_ns, opened.tunnel_ns, opened.tls_ns) if opened else (None,) * 4
+    parts = (opened.name_ns, opened.tcp_ns, opened.tunnel_ns, opened.tls_ns, opened.http2_ns) if opened else (None,) * 5
     phases = {name: None if ns is None else ns / 1e9 for name, ns in zip(BEFORE_THE_CLOCK, parts, strict=True)}
     ends_ns = {
         "send_s": sample.sent_ns,

@@ -22,11 +22,12 @@ NUMBER = 11
 BARS = WIDTH - LABEL - 2 * NUMBER - 2
 LEAST_S = 0.5e-6  # shows as 0.001 ms
 MOST_TEXT = 56  # characters shown of what was generated
-PHASES = {  # in their order; the first four come before the clock starts
+PHASES = {  # in their order; the first five come before the clock starts
     "name_s": "name (DNS)",
     "tcp_s": "connect",
     "tunnel_s": "proxy tunnel",
     "tls_s": "TLS",
+    "http2_s": "HTTP/2",
     "send_s": "send",
     "headers_s": "headers",
     "first_event_s": "first event",
@@ -34,7 +35,7 @@ PHASES = {  # in their order; the first four come before the clock starts
     "tokens_s": "last token",
     "end_s": "end",
 }
-FRESH = ("name_s", "tcp_s", "tunnel_s", "tls_s")
+FRESH = ("name_s", "tcp_s", "tunnel_s", "tls_s", "http2_s")
 SHOWN_HEADERS = ("server", "via", "content-type", "content-encoding", "transfer-encoding", "connection")
 ALSO_SHOWN = ("x-accel-buffering", "cache-control", "location")
 CONNECTIONS = {

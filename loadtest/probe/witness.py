@@ -35,6 +35,7 @@ class Probed:
     headers: Mapping[str, str]  # of the reply, names in lower case
     body_ended: bool  # as its framing said
     opened: Opened | None  # None: nothing was opened, or a library did it
+    http: str | None = None  # `HTTP/1.1` or `HTTP/2`, as answered
 
     @property
     def text(self) -> str:
@@ -68,7 +69,7 @@ class Witness:
     def probed(self, sample: Sample, endpoint: Endpoint) -> Probed:
         """What is known of the exchange that this sample is of."""
         seen = self._seen
-        return Probed(sample, tuple(self._noted(endpoint)), dict(seen.headers), seen.body_ended, seen.opened)
+        return Probed(sample, tuple(self._noted(endpoint)), dict(seen.headers), seen.body_ended, seen.opened, seen.http)
 
     def _noted(self, endpoint: Endpoint) -> Iterator[Noted]:
         if self._seen.status != 200 or other_than_asked(self._seen, endpoint) or not self._reads:

@@ -89,6 +89,7 @@ def _stamps(summary: Summary) -> str:
     stamps = ", ".join(f"{meaning.get(clock, clock)} ({n} requests)" for clock, n in sorted(clocks.items()))
     counts = ", ".join(f"{who} ({n})" for who, n in sorted(counted.items()))
     carried = ", ".join(f"{name} ({n})" for name, n in sorted(transports.items()))
+    carried += " over HTTP/2" if carried and summary.get("http2") else ""
     return (
         f"**Arrivals** are {stamps or ABSENT}; **requests** were carried by {carried or ABSENT}; "
         f"**tokens** were counted by {counts or ABSENT}."

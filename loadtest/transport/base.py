@@ -30,7 +30,7 @@ class BodyCut(TransportError):
 
 
 class NotHttp(TransportError):
-    """What arrived is not HTTP/1.1."""
+    """What arrived is not HTTP/1.1, or HTTP/2 where that is spoken."""
 
 
 class TimedOut(TransportError):
@@ -105,6 +105,7 @@ class Opened:
     tunnel_ns: int | None = None  # of a proxy's CONNECT; None without one
     tls_ns: int | None = None  # None without TLS
     tls: str | None = None  # its version
+    http2_ns: int | None = None  # of the preface and SETTINGS; None in HTTP/1.1
 
 
 @dataclass(slots=True)
@@ -117,6 +118,7 @@ class Seen:
     sent_ns: int | None = None
     headers_ns: int | None = None
     status: int | None = None
+    http: str | None = None  # `HTTP/1.1` or `HTTP/2`, as answered
     headers: dict[str, str] = field(default_factory=dict)  # names in lower case
     body_ended: bool = False  # the body ended as its framing said
     ended_ns: int | None = None  # arrival of the read that ended it, which need not hold a byte of it

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loadtest.extras import require
 from loadtest.transport.authorities import AUTHORITIES, Remedied
 from loadtest.transport.base import Connect, Connection, Target
 from loadtest.transport.stamps import ClockMap, stay_on
 from loadtest.transport.tls import Tls, TlsError
 
 
-def trusting(name: str, ca_file: Path | None, insecure: bool) -> Tls:
-    """Whom the requests of a run trust.
+def trusting(name: str, ca_file: Path | None, insecure: bool, http2: bool = False) -> Tls:
+    """Whom the requests of a run trust, and whether they go over HTTP/2.
 
-    Raises: TlsError where the transport can't be told, or the file can't be read.
+    Raises: TlsError where the transport can't be told, or the file can't be read; ModuleNotFoundError where HTTP/2's
+    library isn't installed.
     """
+    if http2:
+        if name != "httpx":
+            raise TlsError(f"--http2 is httpx's, {name} speaks HTTP/1.1: add --transport httpx, or leave --http2 out")
+        require("h2")
     if name in AUTHORITIES and (ca_file or insecure):
         raise TlsError(f"--cacert and --insecure don't reach {name}: set {AUTHORITIES[name]}")
-    tls = Tls(ca_file, verify=not insecure)
+    tls = Tls(ca_file, verify=not insecure, http2=http2)
     tls.context()
     return tls
 
@@ -33,7 +39,7 @@ def connecting(name: str, tls: Tls, kernel_stamps: bool = True) -> Connect:
     if name == "httpx":
         from loadtest.transport.httpx_client import HttpxConnection
 
-        return lambda target: HttpxConnection(target, tls.context(), clock_map=clock_map)
+        return lambda target: HttpxConnection(target, tls.context(), http2=tls.http2, clock_map=clock_map)
     if name == "boto3":
         return _nowhere  # a sagemaker:// URL brings its own
     if name == "huggingface_hub":
@@ -59,7 +65,7 @@ def controlling(name: str, tls: Tls) -> Connect:
     from loadtest.transport.httpx_client import HttpxConnection
 
     def ours(target: Target) -> Connection:
-        return HttpxConnection(target, tls.context(), proxies=name != "gevent")
+        return HttpxConnection(target, tls.context(), http2=tls.http2, proxies=name != "gevent")
 
     if name not in AUTHORITIES:
         return ours

@@ -124,6 +124,7 @@ class _Response:
             return
         self._headers_complete = True
         self.seen.status = status
+        self.seen.http = f"HTTP/{self._parser.get_http_version()}"
 
     def on_message_complete(self) -> None:
         if self._informational:
@@ -152,7 +153,7 @@ class GeventConnection:
         self._wire: Wire | None = None
 
     def ready(self, timeout_s: float) -> int | None:
-        if self._wire is not None and not self._wire.is_stale():
+        if self._wire is not None and not self._wire.has_come():
             return None
         self.close()
         before = self._clock()
@@ -189,6 +190,7 @@ class GeventConnection:
                 except BaseException as error:  # ours too: what was read before it is still to be had
                     ended = error
                 yield from response.taken()
+            yield from response.taken()  # a whole answer that came while the request was being sent
             if ended is not None:
                 raise unsent if unsent is not None and seen.status is None else ended
         finally:

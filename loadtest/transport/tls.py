@@ -14,10 +14,11 @@ class TlsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Whom to trust. By default the platform's certificate authorities."""
+    """Whom to trust, and what to speak. By default the platform's certificate authorities, and HTTP/1.1."""
 
     ca_file: Path | None = None  # PEM, instead of the platform's
     verify: bool = True
+    http2: bool = False
 
     def context(self) -> ssl.SSLContext:
         """Made once in a process. Raises: TlsError."""
@@ -33,7 +34,7 @@ def _context(tls: Tls) -> ssl.SSLContext:
     if not tls.verify:
         made.check_hostname = False
         made.verify_mode = ssl.CERT_NONE
-    made.set_alpn_protocols(["http/1.1"])
+    made.set_alpn_protocols(["h2", "http/1.1"] if tls.http2 else ["http/1.1"])  # the second, to be told what else it is
     return made
 
 

@@ -38,6 +38,15 @@ class TlsWire(Wire):
             raise
 
     @property
+    def tls(self) -> ssl.SSLObject:
+        return self._tls
+
+    @property
+    def protocol(self) -> str | None:
+        """`h2` or `http/1.1`, as both sides agreed in the handshake; None where the server chose none."""
+        return self._tls.selected_alpn_protocol()
+
+    @property
     def version(self) -> str | None:
         """`TLSv1.3`."""
         return self._tls.version()

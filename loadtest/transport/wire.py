@@ -107,8 +107,10 @@ class Wire:
             return None
         return self._kept.popleft()
 
-    def is_stale(self) -> bool:
-        """An idle connection has nothing to read: what is readable is its end, or rubbish."""
+    def has_come(self) -> bool:
+        """Whether anything is there to be read, the end and an error included. An idle connection of HTTP/1.1 has
+        nothing to read: what is readable is its end, or rubbish.
+        """
         while not self._kept and self._error is None:
             if self._read() is None:
                 return False

@@ -237,6 +237,7 @@ def test_phases_are_what_each_took_and_add_up_to_the_whole():
         "tcp_s": 2,
         "tunnel_s": None,
         "tls_s": 5,
+        "http2_s": None,
         "send_s": 1,
         "headers_s": 19,
         "first_event_s": 20,

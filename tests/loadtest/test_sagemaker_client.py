@@ -157,7 +157,9 @@ def test_a_connection_that_does_not_open_is_told_as_that_and_not_as_silence(
         sample = asked("sagemaker://good", carrier, Timeouts(connect_s=0.5, first_byte_s=9))
         for each in crowd:
             each.close()
-    assert (sample.verdict, sample.detail) == (Verdict.TIMEOUT, f"no connection to 127.0.0.1:{port} in 0.5 s")
+    assert sample.verdict is Verdict.TIMEOUT
+    assert sample.detail is not None
+    assert sample.detail.startswith(f"no connection to 127.0.0.1:{port} in 0.5 s")
 
 
 def test_a_whole_reply_over_boto3_is_stamped_when_it_is_there(aws: SageMaker, monkeypatch: pytest.MonkeyPatch):

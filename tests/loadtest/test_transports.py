@@ -53,6 +53,7 @@ from tests.loadtest.faults import FAULTS
 SHORT = Timeouts(connect_s=5, first_byte_s=0.4, gap_s=0.4, total_s=5)
 TRANSPORTS = ("gevent", "httpx", "huggingface_hub")  # that carry plain HTTP
 OURS = ("gevent", "httpx")  # over our own wire
+INSECURE = Tls(verify=False)
 PROMPT = "one two three four"
 TUNNEL_S = 0.2  # what a proxy takes to open a tunnel
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="receive stamps are Linux's")
@@ -71,10 +72,17 @@ def connect(transport: str, target: Target, tls: Tls | None = None) -> Connectio
     return connecting(transport, tls or Tls())(target)
 
 
-def ask(connection: Connection, id_: str = "x", new_tokens: int = 8, timeouts: Timeouts = SHORT, **schedule: Any):
+def ask(
+    connection: Connection,
+    id_: str = "x",
+    new_tokens: int = 8,
+    timeouts: Timeouts = SHORT,
+    prompt: str = PROMPT,
+    **schedule: Any,
+) -> Sample:
     """The sample of one request that gets this schedule."""
     endpoint = Scheduled(schedule={"jitter": 0, **schedule})
-    order = Order(id_, Cell(None, None, 1, 4, new_tokens), "steady", PROMPT, 0)
+    order = Order(id_, Cell(None, None, 1, 4, new_tokens), "steady", prompt, 0)
     return measure(connection, endpoint, order, run="test", process=0, user=0, timeouts=timeouts)
 
 
@@ -212,6 +220,61 @@ def test_nobody_listening_is_a_connection_verdict_with_the_reason(transport: str
     assert (sample.verdict, sample.status) == (Verdict.CONNECTION, None)
     assert sample.detail is not None
     assert "Connection refused" in sample.detail
+
+
+@contextmanager
+def refusing(reply: bytes, context: ssl.SSLContext | None = None) -> Iterator[Target]:
+    """Every connection gets the reply once its request has begun, and is closed with the rest of it unread: at once, or
+    every second one when its client has had the time to read the reply.
+    """
+    over = threading.Event()
+
+    def serve() -> None:
+        with suppress(OSError):
+            for wait_s in itertools.cycle((0, 0.1)):
+                peer, _ = listener.accept()
+                with suppress(OSError), peer if context is None else context.wrap_socket(peer, server_side=True) as by:
+                    by.recv(1000)
+                    by.sendall(reply)
+                    over.wait(wait_s)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield Target("127.0.0.1", listener.getsockname()[1], tls=context is not None)
+        over.set()
+        listener.shutdown(socket.SHUT_RDWR)  # wakes `accept`
+
+
+REFUSED = b"HTTP/1.1 %s\r\ncontent-length: 15\r\nconnection: close\r\n\r\n" + b'{"error":"big"}'
+LONG = "word " * 1_600_000  # more than both kernels take before anyone reads
+
+
+@pytest.mark.parametrize("transport", OURS)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize(
+    ("status", "verdict", "detail"),
+    [
+        (b"413 Content Too Large", Verdict.HTTP_ERROR, "HTTP 413: big"),
+        (b"429 Too Many Requests", Verdict.OVERLOADED, "HTTP 429: big"),
+    ],
+)
+def test_a_refusal_that_comes_before_all_was_sent_is_read(
+    request: pytest.FixtureRequest, transport: str, tls: bool, status: bytes, verdict: Verdict, detail: str
+):
+    context = request.getfixturevalue("by_address") if tls else None
+    with refusing(REFUSED % status, context) as target, closing(connect(transport, target, INSECURE)) as connection:
+        samples = [ask(connection, prompt=LONG) for _ in range(3)]
+    assert [(sample.verdict, sample.detail) for sample in samples] == [(verdict, detail)] * 3
+    assert [sample.sent_ns for sample in samples] == [None] * 3
+
+
+@pytest.mark.parametrize("transport", OURS)
+def test_a_connection_that_breaks_while_a_request_is_sent_says_that_it_could_not_be(transport: str):
+    with refusing(b"") as target:
+        sample = asked(transport, target, prompt=LONG)
+    assert (sample.verdict, sample.status, sample.sent_ns) == (Verdict.CONNECTION, None, None)
+    assert sample.detail is not None
+    assert sample.detail.startswith("the request could not be sent: ")
 
 
 def test_the_hub_client_reads_errors_of_any_shape():
