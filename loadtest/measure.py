@@ -11,7 +11,7 @@ from typing import Any
 
 from gevent import GreenletExit
 
-from loadtest.endpoints.base import Endpoint, Prompt, Reading
+from loadtest.endpoints.base import NOTHING_ELSE, Endpoint, Prompt, Reading
 from loadtest.plan import Asked, Cell
 from loadtest.redaction import hidden
 from loadtest.sample import Event, Got, Sample
@@ -33,7 +33,6 @@ from loadtest.verdict import Outcome, judge
 UNCODED = ("identity", "none", "")  # content-encodings that are none
 LONGEST_ERROR_BODY = 65536  # bytes kept of a body whose status is not 200
 LONGEST_BODY = 2**24  # bytes kept of a reply that comes whole
-TOKENS_ALONE = Reading()[2:]  # what nearly every event says beside its tokens and text
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what an event can do to its reader
 
 
@@ -194,7 +193,7 @@ def _take(tally: Tally, reading: Reading, t_ns: int, read_id: int) -> None:
         tally.tokens += reading.tokens
     if reading.text and tally.first_text_ns is None:
         tally.first_text_ns = t_ns
-    if reading[2:] == TOKENS_ALONE:
+    if reading[2:] == NOTHING_ELSE:
         return
     tally.finished = tally.finished or reading.finished
     tally.stopped = tally.stopped or reading.stopped

@@ -39,6 +39,9 @@ class Reading(NamedTuple):  # one is made for every token: a tuple costs a third
     full: bool = False  # at the end: by the server's word it has the length that was asked for
 
 
+NOTHING_ELSE = Reading()[2:]  # what nearly every event says beside its tokens and text
+
+
 @dataclass(frozen=True, slots=True)
 class Description:
     """What an endpoint says of itself, before anything is measured."""

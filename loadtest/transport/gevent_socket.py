@@ -81,7 +81,7 @@ class _Response:
         if self._body:
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             self._body.clear()
-            self.reads.append(Read(t_ns, self._read_id, body))
+            self.reads.append(tuple.__new__(Read, (t_ns, self._read_id, body)))  # its own constructor is Python's
             self._held_bytes += len(body)
             first, self.begun = not self.begun, True
         return (
