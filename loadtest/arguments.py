@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies
 
 from loadtest import redaction
 from loadtest.datasets import ORDERS, Dataset, DatasetError, parse
@@ -123,9 +124,12 @@ def add_timeouts(group: Any) -> None:
 
 
 def check_wire(asked: argparse.Namespace, url: str | None) -> None:
-    """Raises: Usage where an option of the wire would change nothing. A proxy of httpx's may be under TLS."""
-    encrypted = (url or "http://").startswith(("https://", "sagemaker://"))
-    if (asked.cacert or asked.insecure) and asked.transport == "gevent" and not encrypted:
+    """Raises: Usage where an option of the wire would change nothing. A proxy of httpx's may be under TLS itself."""
+    encrypted = (url or "http://").lower().startswith(("https://", "sagemaker://"))
+    if asked.http2 and not encrypted:
+        raise Usage("--http2 is spoken under TLS, and nothing here has any: write https://, or leave it out")
+    proxied = asked.transport == "httpx" and any(each.startswith("https://") for each in getproxies().values())
+    if (asked.cacert or asked.insecure) and not encrypted and not proxied:
         raise Usage(
             "--cacert and --insecure are for certificates, and nothing here has one: write https://, or leave out"
         )
@@ -187,9 +191,9 @@ def json_object(text: str) -> dict[str, Any]:
     try:
         said = json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+        raise argparse.ArgumentTypeError(f"this is not JSON: {error}") from error  # not the text: it may hold a key
     if not isinstance(said, dict):
-        raise argparse.ArgumentTypeError(f'{text!r} is no JSON object, such as {{"top_k": 1}}')
+        raise argparse.ArgumentTypeError('this is no JSON object, such as {"top_k": 1}')
     redaction.keep_fields(said)
     return said
 

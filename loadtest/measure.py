@@ -32,6 +32,7 @@ from loadtest.verdict import Outcome, judge
 
 UNCODED = ("identity", "none", "")  # content-encodings that are none
 LONGEST_ERROR_BODY = 65536  # bytes kept of a body whose status is not 200
+MOST_TOKENS_A_CHARACTER = 4  # one a byte
 LONGEST_BODY = 2**24  # bytes kept of a reply that comes whole
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what an event can do to its reader
 
@@ -134,7 +135,7 @@ def measure(
             status=seen.status,
             overloaded=seen.overloaded,
             tokens=new_tokens,
-            demanded=0 if ended_rightly(tally, endpoint, counted) else demanded.new_tokens,
+            demanded=0 if ended_rightly(tally, endpoint, counted, demanded.new_tokens) else demanded.new_tokens,
             finished=tally.finished and (seen.body_ended or not endpoint.needs_clean_end),
             error=tally.error,
             broken=broken,
@@ -169,13 +170,14 @@ def measure(
     )
 
 
-def ended_rightly(tally: Tally, endpoint: Endpoint, counted: int | None) -> bool:
+def ended_rightly(tally: Tally, endpoint: Endpoint, counted: int | None, demanded: int) -> bool:
     """Whether an end is one whatever the number of tokens: the model's own, where nobody suppresses that; or the length
-    that was asked for, where only events could be counted: a token without a text of its own may have none.
+    that was asked for, where only events could be counted: a token without a text of its own may have none. A
+    character takes four bytes at most, so one ends with every fourth token or sooner.
     """
     if tally.stopped:
         return not endpoint.suppresses_eos
-    return tally.full and counted is None
+    return tally.full and counted is None and MOST_TOKENS_A_CHARACTER * tally.tokens >= demanded
 
 
 def other_than_asked(seen: Seen, endpoint: Endpoint) -> str | None:

@@ -69,7 +69,13 @@ class Recorder:
         self, config: str | None, url: str, protocol: str, info: dict[str, Any] | None, command: str | None
     ) -> None:
         self._run["endpoints"].append(
-            {"config": config, "protocol": protocol, **redaction.hidden({"url": url, "info": info, "command": command})}
+            {
+                "config": config,
+                "protocol": protocol,
+                "url": redaction.hidden(url),
+                "info": redaction.hidden(info),
+                "command": redaction.hidden(command),
+            }
         )
         self._write()
 

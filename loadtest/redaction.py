@@ -25,14 +25,24 @@ HIDDEN = "[hidden]"
 #: Characters. A shorter secret is hidden where it stands as a word of its own: inside of words it would eat them.
 SHORTEST = 6
 SECRET_OPTIONS = ("--api-key", "--header")
-VARIABLES = ("OPENAI_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+VARIABLES = (
+    "OPENAI_API_KEY",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
 SCHEMES = {"aws4-hmac-sha256", "basic", "bearer", "digest", "token"}  # words before a credential, and none themselves
 #: Names of headers, options and fields whose value is a credential. `--new-tokens` and `--tokenizer` are none.
 CREDENTIAL = re.compile(
     r"api[-_]?key|auth|cookie|credential|password|secret|session|[-_]key$|^key$|token$", re.IGNORECASE
 )
-SPOKEN = re.compile(  # in a command: `--api-key X`, `--hf-token=X`, `HF_TOKEN=X`
-    r"(--?[\w-]*?(?:api[-_]?key|token|secret|password)(?:=|\s+)|\b\w*(?:KEY|TOKEN|SECRET|PASSWORD)=)"
+#: In a command: `--api-key X`, `--hf-token=X`, `HF_TOKEN=X`; in what is like a header or JSON: `authorization: Bearer X`,
+#: `"api_key": "X"`.
+SPOKEN = re.compile(
+    r"(--?[\w-]*?(?:key|token|secret|password|auth)(?:=|\s+)|\b\w*(?:KEY|TOKEN|SECRET|PASSWORD)="
+    r"|(?i:authorization:\s*(?:\w+\s+(?=\S))?|\b(?:bearer|basic)\s+|\b[\w-]*(?:api[-_]?key|password|secret)\"?\s*:\s*))"
     r"(\"[^\"]*\"|'[^']*'|[^\s\"']+)"
 )
 

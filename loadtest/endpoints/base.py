@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -124,6 +125,8 @@ def parse_url(url: str) -> Target:
 
     Raises: EndpointError where it isn't http or https, or names no host.
     """
+    if re.match(r"[\w-]+:\s", url):  # curl's -H
+        raise EndpointError("that is a header, not a URL: say it as --header 'Name: value'")
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
     except ValueError as error:

@@ -39,17 +39,17 @@ class Remedied:
         try:
             return self._ours.ready(timeout_s)
         except ConnectionBroken as error:
-            raise self._told(error) from error
+            if (said := untrusted(self._transport, self._where, error)) is None:
+                raise
+            raise ConnectionBroken(said) from error
 
     def exchange(self, request: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
         try:
             yield from self._ours.exchange(request, seen, timeouts)
         except ConnectionBroken as error:
-            raise self._told(error) from error
+            if (said := untrusted(self._transport, self._where, error)) is None:
+                raise
+            raise ConnectionBroken(said) from error
 
     def close(self) -> None:
         self._ours.close()
-
-    def _told(self, error: ConnectionBroken) -> ConnectionBroken:
-        said = untrusted(self._transport, self._where, error)
-        return error if said is None else ConnectionBroken(said)

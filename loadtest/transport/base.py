@@ -128,8 +128,10 @@ class Seen:
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those that led to it, as a library wraps what came from under it."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
         yield error
+        seen.append(error)
         error = error.__cause__ or error.__context__
 
 

@@ -24,6 +24,7 @@ MOST_BYTES = 16384  # of a frame's payload: SETTINGS_MAX_FRAME_SIZE, which httpc
 WINDOW_BYTES = 65535  # that a connection begins with
 DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, WINDOW_UPDATE = 0x0, 0x1, 0x3, 0x4, 0x7, 0x8
 END_STREAM = ACK = 0x1
+PAYLOADS = {RST_STREAM: (4, 4), WINDOW_UPDATE: (4, 4), GOAWAY: (8, MOST_BYTES)}  # bytes, least and most
 ERRORS = (
     "NO_ERROR PROTOCOL_ERROR INTERNAL_ERROR FLOW_CONTROL_ERROR SETTINGS_TIMEOUT STREAM_CLOSED FRAME_SIZE_ERROR "
     "REFUSED_STREAM CANCEL COMPRESSION_ERROR CONNECT_ERROR ENHANCE_YOUR_CALM INADEQUATE_SECURITY HTTP_1_1_REQUIRED"
@@ -140,6 +141,9 @@ class Frames:
         if len(self._rest) < HEAD_BYTES + payload_bytes:
             return None
         frame, self._rest = _first(self._rest)
+        least, most = PAYLOADS.get(frame.kind, (0, MOST_BYTES))
+        if not least <= payload_bytes <= most:
+            raise NotHttp(f"not HTTP/2: a frame of type {frame.kind} with {payload_bytes} bytes")
         return frame
 
     def _goes_away(self, frame: Frame) -> None:

@@ -9,6 +9,7 @@ Source: encode/httpcore 1.0, docs/network-backends.md and docs/extensions.md.
 
 from __future__ import annotations
 
+import base64
 import logging
 import ssl
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
+from loadtest import redaction
 from loadtest.transport.base import (
     Clock,
     ConnectionBroken,
@@ -83,14 +85,17 @@ def proxy_of(target: Target) -> httpx.Proxy | None:
     """
     named = getproxies()
     url = named.get("https" if target.tls else "http") or named.get("all")
-    if not url or proxy_bypass(target.host):
+    if not url or proxy_bypass(f"{target.host}:{target.port}"):
         return None
     try:
-        return httpx.Proxy(url if "://" in url else f"http://{url}")
+        proxy = httpx.Proxy(url if "://" in url else f"http://{url}")
     except (ValueError, httpx.InvalidURL):  # which repeat a password
         scheme, there, rest = url.rpartition("://")
         shown = f"{scheme}{there}{rest.rpartition('@')[2]}"
         raise ConnectionBroken(f"the proxy {shown} can't be used: name one as http://, or set no_proxy") from None
+    if proxy.raw_auth is not None:
+        redaction.keep(f"Basic {base64.b64encode(b':'.join(proxy.raw_auth)).decode()}")
+    return proxy
 
 
 def _for_httpcore(proxy: httpx.Proxy, context: ssl.SSLContext) -> httpcore.Proxy:
@@ -202,7 +207,7 @@ class HttpxConnection:
         stream.begin(seen, timeouts, len(request.body))
         response = None
         try:
-            response = self._client.send(asked, stream=True)
+            response = self._answered(asked)
             seen.headers_ns = stream.t_ns
             seen.status = response.status_code
             seen.http = response.http_version
@@ -215,14 +220,14 @@ class HttpxConnection:
             raise ConnectionBroken(f"the proxy refuses: {error}") from error
         except httpcore.LocalProtocolError as error:
             if seen.started_ns is not None:
-                raise NotHttp(f"not HTTP/2: {error}") from error  # h2's word for a frame that mustn't come
+                raise self._not_http(error) from error  # h2's word for a frame that mustn't come
             raise ConnectionBroken(UNSENDABLE) from None  # not from the error: it repeats the header, maybe a key
         except httpcore.RemoteProtocolError as error:
             if not stream.ended_by_server:
-                raise NotHttp(f"not {'HTTP/2' if self._http2 else 'HTTP/1.1'}: {error}") from error
+                raise self._not_http(error) from error
             raise stream.broken_off() from error
         except BROKEN_FRAMES as error:
-            raise NotHttp(f"not HTTP/2: {error}") from error
+            raise self._not_http(error) from error
         except TransportError:
             if stream.unsent is not None and seen.status is None:
                 raise stream.unsent from None
@@ -234,6 +239,16 @@ class HttpxConnection:
                 response.close()
             if not seen.body_ended or stream.spent:
                 self.close()
+
+    def _answered(self, asked: httpx.Request) -> httpx.Response:
+        """The head of the answer. Raises: NotHttp where httpcore takes a status for a number that is none."""
+        try:
+            return self._client.send(asked, stream=True)
+        except ValueError as error:
+            raise self._not_http(error) from error
+
+    def _not_http(self, error: Exception) -> NotHttp:
+        return NotHttp(f"not {'HTTP/2' if self._http2 else 'HTTP/1.1'}: {error}")
 
 
 def _way_to(proxy: httpx.Proxy, target: Target) -> Target:

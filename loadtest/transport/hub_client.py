@@ -26,6 +26,7 @@ from typing import Any
 
 import orjson
 
+from loadtest import redaction
 from loadtest.transport.authorities import untrusted
 from loadtest.transport.base import (
     BodyCut,
@@ -45,7 +46,7 @@ from loadtest.transport.base import (
 # Read when the package is imported. Without it 2.x asks its hub about the caller before every request; HF_HUB_OFFLINE
 # would refuse them all.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-from huggingface_hub import InferenceClient, __version__, errors, get_session
+from huggingface_hub import InferenceClient, __version__, errors, get_session, get_token
 
 UNSAYABLE = {"ignore_eos"}  # parameters of ours that `text_generation` doesn't take
 UNREADABLE = {"x-tokenclock-timing"}  # headers that ask for events which the client can't read
@@ -81,6 +82,7 @@ class HubConnection:
     def __init__(self, target: Target, clock: Clock = monotonic_ns) -> None:
         self._target = target
         self._clock = clock
+        redaction.keep(get_token())  # the login's, which the client sends where it is given none
 
     def ready(self, timeout_s: float) -> int | None:
         return None

@@ -7,6 +7,7 @@ h2 makes its frames but GOAWAY, after which it would send no more. What a reques
     idle         the same; then PING, SETTINGS and a window, and the connection stays
     last         GOAWAY (NO_ERROR) that takes this request in, then the same
     away         the same, then GOAWAY (NO_ERROR); the connection stays open
+    status       an answer whose status is no number
     refused      RST_STREAM (REFUSED_STREAM)
     gone         GOAWAY (ENHANCE_YOUR_CALM) that leaves this request out; the connection stays open
     pings        four tokens, then a PING every 50 ms until the client leaves
@@ -95,6 +96,9 @@ class _Connection:
     def _answer(self, stream: int, named: dict[str, str], body: bytes, order: str) -> None:
         if order == "refused":
             self._h2.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
+        elif order == "status":
+            self._h2.config.validate_outbound_headers = False
+            self._h2.send_headers(stream, [(":status", "abc")], end_stream=True)
         elif order == "gone":
             self._go_away(0, ErrorCodes.ENHANCE_YOUR_CALM)
         elif order in ("pings", "rubbish"):

@@ -17,7 +17,6 @@ from contextlib import closing
 import pytest
 
 from loadtest.sample import Sample
-from loadtest.stats import ttft_s
 from loadtest.transport.base import ConnectionBroken, HttpRequest, NotHttp, Seen, Target, TimedOut, Timeouts, fetch
 from loadtest.transport.choice import connecting, controlling, trusting
 from loadtest.transport.http2 import Frames
@@ -31,6 +30,7 @@ from tests.loadtest.http2_front import Front, http2_front
 from tests.loadtest.test_transports import (  # noqa: F401  (fixtures)
     LONG,
     SHORT,
+    TUNNEL_S,
     Certificates,
     _no_proxy_of_this_machine,
     ask,
@@ -157,6 +157,12 @@ def test_a_refusal_that_comes_before_all_was_sent_is_read(front: Front):
     assert after.got.input_tokens == len(LONG.split()), "many windows long"
 
 
+def test_a_status_that_is_no_number_costs_its_own_request(front: Front):
+    odd, after = told(front, "status", "")
+    assert (odd.verdict, (odd.detail or "")[:11]) == (Verdict.ERROR_IN_STREAM, "not HTTP/2:")
+    assert after.complete
+
+
 def test_events_of_one_read_share_its_id_and_others_do_not(front: Front):
     (buffered,) = told(front, "together")
     assert len(buffered.events) == 8
@@ -261,13 +267,17 @@ def test_http2_goes_through_a_proxys_tunnel(
     ):
         monkeypatch.setenv("https_proxy", way.target.origin)
         with closing(connect(Target("elsewhere.example", 443, tls=True))) as connection:
-            samples = [ask(connection, first_s=0.1) for _ in range(3)]
+            samples = [ask(connection, id_=f"tunnel-{i}", first_s=0.1) for i in range(3)]
     assert [sample.verdict for sample in samples] == [Verdict.COMPLETE] * 3
     assert [sample.connect_ns is not None for sample in samples] == [True, False, False]
     assert front.connections == way.connections == 1
-    first, second = (ttft_s(sample) for sample in samples[:2])
-    assert first is not None
-    assert second is not None
+    received_ns = [truth.sends()[sample.id]["received_ns"] for sample in samples]
+    for sample, received in zip(samples, received_ns, strict=True):
+        assert sample.started_ns is not None
+        assert sample.started_ns <= received
+    first = samples[0]
+    assert first.connect_ns is not None
+    assert first.connect_ns > TUNNEL_S * 1e9, "the tunnel's reply, which is so late, is a connect's cost"
 
 
 # --- frames alone ----------------------------------------------------------------------------------------------------
@@ -288,6 +298,14 @@ def test_frames_are_handed_on_whole_and_in_order_however_they_are_split():
                 got.append(each)
         assert got == sent
         assert frames.answered
+
+
+@pytest.mark.parametrize(("kind", "payload"), [(3, b""), (3, b"12345"), (7, b"1234"), (8, b"123")])
+def test_a_frame_of_another_length_than_its_type_has_is_no_http2(kind: int, payload: bytes):
+    frames = Frames()
+    frames.incoming(frame(4))
+    with pytest.raises(NotHttp, match=f"a frame of type {kind} with {len(payload)} bytes"):
+        frames.incoming(frame(kind, payload))
 
 
 def test_what_opens_a_connection_is_made_by_httpcore_and_the_same_each_time():

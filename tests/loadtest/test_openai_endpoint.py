@@ -415,6 +415,13 @@ FAULTS: dict[str, tuple[list[bytes], dict[str, Any], Verdict, int, str | None]] 
         5,
         None,
     ),
+    "a length of 20 by the server's word, in 4 chunks, which hold 16 tokens at most": (
+        [*texts(4), FINISH, DONE],
+        {},
+        Verdict.STOPPED_EARLY,
+        4,
+        "4 of 20 tokens",
+    ),
     "usage that knows of fewer tokens than chunks": (
         [*texts(20), FINISH, said({"choices": [], "usage": usage(4, 19)}), DONE],
         {},

@@ -130,7 +130,19 @@ def test_keys_among_a_requests_fields_are_found_by_their_names():
     assert hide("me, k-1, </s>") == f"me, {HIDDEN}, </s>"
 
 
-@pytest.mark.parametrize("words", ["--apikey k-77", "--api_key=k-77", "--hf-token k-77"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--apikey k-77",
+        "--api_key=k-77",
+        "--hf-token k-77",
+        "--key k-77",
+        "--openai-key=k-77",
+        "-H Authorization: Bearer k-77",
+        "Authorization: k-77",
+        '{"api_key": "k-77"',
+    ],
+)
 def test_an_option_that_is_not_there_is_repeated_without_its_key(words: str):
     assert "k-77" not in spoken(f"unrecognized arguments: {words} --turbo 3")
     assert spoken(f"unrecognized arguments: {words} --turbo 3").endswith("--turbo 3")

@@ -22,7 +22,7 @@ from loadtest.endpoints.tgi import TgiEndpoint
 from loadtest.measure import Order, measure
 from loadtest.plan import Cell
 from loadtest.sample import Sample
-from loadtest.transport.base import Target, Timeouts
+from loadtest.transport.base import ConnectionBroken, Target, Timeouts, causes
 from loadtest.transport.choice import connecting, controlling
 from loadtest.transport.tls import Tls
 from loadtest.verdict import Verdict
@@ -362,3 +362,23 @@ def test_what_is_asked_before_such_a_run_names_the_remedy_that_reaches_it(
     ):
         fetch(connection, HttpRequest("GET", "/info"))
     assert str(refused.value).endswith(f"name its authority in {AUTHORITIES[transport]}")
+
+
+def test_an_error_that_led_to_itself_is_told_once():
+    error = ConnectionBroken("once")
+    error.__cause__ = error
+    assert list(causes(error)) == [error]
+
+
+def test_a_library_run_says_that_nobody_listens_and_keeps_the_cause(unused_port: int):
+    target = Target("127.0.0.1", unused_port)
+    with closing(controlling("boto3", Tls())(target)) as connection, pytest.raises(ConnectionBroken) as raised:
+        connection.ready(5)
+    assert raised.value.__cause__ is not raised.value
+    assert any(isinstance(each, ConnectionRefusedError) for each in causes(raised.value))
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

@@ -82,3 +82,9 @@ def test_a_url_that_cannot_be_measured_names_itself(url: str):
     with pytest.raises(EndpointError) as caught:
         parse_url(url)
     assert url.partition("?")[0] in str(caught.value)
+
+
+def test_a_header_in_a_urls_place_is_told_without_what_it_says():
+    with pytest.raises(EndpointError, match="that is a header, not a URL") as caught:
+        parse_url("Authorization: Bearer k-77")
+    assert "k-77" not in str(caught.value)

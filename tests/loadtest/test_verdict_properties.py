@@ -90,7 +90,7 @@ def judged(reply: Reply) -> tuple[Verdict, int]:
     demanded = reply.demanded
     if finished and tokens and counts:
         tokens = counts[-1]
-    elif any(piece.full for piece in pieces):
+    elif any(piece.full for piece in pieces) and 4 * tokens >= demanded:
         demanded = 0  # nobody counted but us, and tokens without a text may have had no event
     if any(piece.failed for piece in pieces):
         return Verdict.ERROR_IN_STREAM, tokens
