@@ -34,7 +34,7 @@ NOTES = {
     "tgi_request_validation_duration": "the body's reading is in it; TGI's begins after",
     "tgi_request_max_new_tokens": "whole; TGI cuts what is over 1,024 into pieces",
     "tgi_request_mean_time_per_token_duration": "with the prefill, as TGI's",
-    "tgi_batch_current_max_tokens": "unpadded",
+    "tgi_batch_current_max_tokens": "without padding",
     "tgi_batch_forward_duration": "with the choice of the token, which TGI counts to `tgi_batch_decode_duration`",
     "tgi_batch_decode_duration": "detokenizing, stop sequences, freeing slots",
     "tgi_batch_concat": "the one `reason` here is `free_slot`: a prompt joins as soon as a slot is free",
