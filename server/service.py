@@ -94,12 +94,12 @@ class Service:
     def __init__(self, settings: Settings, load: Callable[[Settings], tuple[Backend, Tokenizer]]) -> None:
         """`load` blocks for as long as the model takes; it runs in a thread of its own."""
         self.settings = settings
-        self.metrics = Metrics()
         self.phase = Phase.LOADING
         self.failure: Exception | None = None  # why FAILED or BROKEN
         self.engine: Engine | None = None  # until the model is loaded
         self._stuck = False  # the engine's thread was left in a step that did not end
         self.model_name = settings.served_model_name or settings.model or "demo"
+        self.metrics = Metrics(settings.backend, self.model_name)
         self.started_s = int(time.time())  # Unix seconds
         self._load = load
         self._open: set[Stream] = set()
@@ -122,6 +122,7 @@ class Service:
 
         if self.phase is not Phase.LOADING:  # a signal came first
             return
+        self.metrics.loaded(backend.limits)
         self.engine = Engine(backend, tokenizer, hand_over, self.metrics, on_broken)
         self.engine.start()
         gc.collect()
@@ -187,7 +188,7 @@ class Service:
             )
         stream = Stream(self, engine, request_id, tasks, arrived_s)
         self._open.add(stream)
-        self.metrics.received(len(tasks))
+        self.metrics.received(tasks)
         for request in stream.requests:
             engine.submit(request)
         return stream

@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 from server.backends.base import Backend, Step
 from server.engine.detokenizer import Detokenizer
 from server.engine.request import Delivery, Failure, FinishReason, Request, Token
-from server.engine.scheduler import Decode, Idle, Prefill, Scheduler
+from server.engine.scheduler import Idle, Prefill, Scheduler
 from server.errors import GenerationError, Unavailable
 from server.tokenizer import Tokenizer
 
@@ -30,12 +30,20 @@ Batch = Sequence[tuple[Request, Delivery]]
 
 
 class Observer(Protocol):
-    """Watches the engine from its own thread; server.metrics implements it."""
+    """Watches the engine from its own thread; server.metrics implements it. In the order of a step:"""
 
-    def stepped(self, kind: Literal["prefill", "decode"], seconds: float, live: int) -> None: ...
-    def queued(self, waiting: int, live: int) -> None: ...
+    def filling(self, request: Request) -> None:
+        """It has left the queue for a slot; said before every chunk of its prefill."""
+
+    def stepped(self, kind: Literal["prefill", "decode"], seconds: float, live: int) -> None:
+        """The backend's call came back well."""
+
     def token(self, request: Request, since_previous_s: float | None) -> None: ...
     def ended(self, request: Request, outcome: str) -> None: ...
+    def queued(self, waiting: int, live: int) -> None: ...
+
+    def completed(self, kind: Literal["prefill", "decode"], seconds: float, sending_s: float) -> None:
+        """The step is over, well or not: it took `seconds`, the last `sending_s` of them to hand its tokens over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +132,25 @@ class Engine:
             self._observer.queued(len(self._scheduler.waiting), len(self._scheduler.live))
 
     def _step(self) -> None:
-        match self._scheduler.next():
-            case Prefill(slot, request):
-                self._prefill(slot, request)
-            case Decode():
+        action = self._scheduler.next()
+        if isinstance(action, Idle):
+            return
+        began = sending = time.monotonic()
+        try:
+            if isinstance(action, Prefill):
+                self._observer.filling(action.request)
+                self._observer.queued(len(self._scheduler.waiting), len(self._scheduler.live))
+                self._prefill(action.slot, action.request)
+            else:
                 self._decode()
-            case Idle():
-                return
-        self._observer.queued(len(self._scheduler.waiting), len(self._scheduler.live))
-        self._flush()
+            sending = time.monotonic()
+            self._observer.queued(len(self._scheduler.waiting), len(self._scheduler.live))
+            self._flush()
+        finally:
+            over = time.monotonic()
+            self._observer.completed(
+                "prefill" if isinstance(action, Prefill) else "decode", over - began, over - sending
+            )
 
     def _prefill(self, slot: int, request: Request) -> None:
         started = time.monotonic()

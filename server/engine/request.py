@@ -51,6 +51,7 @@ class Task:
     max_new_tokens: int
     sampling: Sampling
     stop: tuple[str, ...] = ()
+    operation: str = "text_completion"  # or "chat": OpenTelemetry's words, for the metrics
 
     def __post_init__(self) -> None:
         if not self.token_ids:  # a forward pass over nothing would end the engine

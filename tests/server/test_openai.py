@@ -376,5 +376,5 @@ def test_all_texts_of_a_request_are_taken_or_none(serve: Any, demo_folder: Path)
             time.sleep(0.02)
         assert client.post("/v1/completions", json={"prompt": ["c", "d"], "max_tokens": 1}).status_code == 200
         metrics = client.get("/metrics").text
-    assert 'tgi_request_failure_total{err="dropped"} 2.0' in metrics
-    assert "tgi_request_count_total 5.0" in metrics, "one for each text, one for the refused request"
+    assert 'tgi_request_failure{err="dropped"} 2.0' in metrics
+    assert "tgi_request_count 5.0" in metrics, "one for each text, one for the refused request"
