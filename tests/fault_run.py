@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+REFUSED_S = 0.3  # then the next client comes
 PATIENT = ("generate", "generate_stream", "completions", "chat")
 #: How many of a hundred requests are of which kind.
 MIX = {
@@ -101,6 +102,8 @@ class Crowd:
                 async with asyncio.timeout(60):
                     end = await self._exchange(kind)
                 self.tally.ends[kind, end] += 1
+                if end == "429":  # the refused come so fast that nobody else would get in
+                    await asyncio.sleep(REFUSED_S)
 
         await asyncio.gather(*(one_after_another() for _ in range(concurrency)))
 

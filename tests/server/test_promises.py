@@ -24,6 +24,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from server.api import body as bodies
+from server.api.served import call_of
 from server.app import create_app
 from server.errors import BackendLost
 from server.settings import Settings
@@ -394,7 +395,8 @@ def all_routes(app: FastAPI) -> list[APIRoute]:
 
 
 def generates(route: APIRoute) -> bool:
-    return any(each.name == "call" for each in route.dependant.dependencies) or "call" in str(route.dependant)
+    """Whether it is given the call with which a request gets to the engine."""
+    return any(each.call is call_of for each in route.dependant.dependencies)
 
 
 def test_bodies_over_the_limit_and_bad_input_get_4xx_and_cost_no_slot(serve: Any, demo_folder: Path):
