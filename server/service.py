@@ -1,7 +1,7 @@
 """What stands between the routes and the engine: is the server ready, and the stream of one request's tokens.
 
 loading ──► ready ──► draining        SIGTERM: new requests get 503, running ones finish
-   │          └─────► broken          the backend cannot go on: 503 for good
+   │          └─────► broken          the backend cannot go on: 503 for good, with the reason
    └──► failed                        the model could not be loaded: the process ends
 """
 
@@ -21,10 +21,10 @@ from typing import TypeVar
 from server.backends.base import Backend
 from server.engine.engine import Batch, Engine
 from server.engine.request import Delivery, Failure, Request, Task, Token
-from server.errors import Overloaded, Unavailable
+from server.errors import BackendLost, GenerationError, Overloaded, Unavailable
 from server.metrics import Metrics
 from server.settings import Settings
-from server.tokenizer import Tokenizer
+from server.tokenizer import Tokenizer, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Stream:
         self._mailbox: asyncio.Queue[tuple[int, Delivery]] = asyncio.Queue()
         ids = [request_id] if len(tasks) == 1 else [f"{request_id}-{index}" for index in range(len(tasks))]
         self.requests = tuple(
-            Request(of_text, task, self._slot_of(index), arrived_s)
+            Request(of_text, task, self._slot_of(index), arrived_s, service.clock())
             for index, (of_text, task) in enumerate(zip(ids, tasks, strict=True))
         )
         self._running = set(self.requests)
@@ -91,8 +91,16 @@ class Stream:
 
 
 class Service:
-    def __init__(self, settings: Settings, load: Callable[[Settings], tuple[Backend, Tokenizer]]) -> None:
-        """`load` blocks for as long as the model takes; it runs in a thread of its own."""
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[Settings], tuple[Backend, Tokenizer]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`load` blocks for as long as the model takes; it runs in a thread of its own. `clock` gives the instants of
+        every request, in seconds.
+        """
+        self.clock = clock
         self.settings = settings
         self.phase = Phase.LOADING
         self.failure: Exception | None = None  # why FAILED or BROKEN
@@ -103,6 +111,8 @@ class Service:
         self.started_s = int(time.time())  # Unix seconds
         self._load = load
         self._open: set[Stream] = set()
+        self._entered: set[object] = set()  # requests that are read
+        self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Load the model, then take requests."""
@@ -123,8 +133,9 @@ class Service:
         if self.phase is not Phase.LOADING:  # a signal came first
             return
         self.metrics.loaded(backend.limits)
-        self.engine = Engine(backend, tokenizer, hand_over, self.metrics, on_broken)
+        self.engine = Engine(backend, tokenizer, hand_over, self.metrics, on_broken, self.clock)
         self.engine.start()
+        self._watch = asyncio.create_task(self._watch_over(self.engine))
         gc.collect()
         gc.freeze()  # what the model is made of stays: no later collection need walk through it while streams wait
         self.phase = Phase.READY
@@ -144,6 +155,8 @@ class Service:
 
     async def stop(self) -> None:
         """End the engine; what still runs fails. May be called twice."""
+        if self._watch is not None:
+            self._watch.cancel()
         if self.engine is None or self._stuck:
             return
         self._stuck = not await asyncio.to_thread(self.engine.stop, STEP_S)
@@ -151,6 +164,17 @@ class Service:
             logger.warning("the backend's step takes longer than %g s: it is left behind", STEP_S)
             for stream in self._open:
                 stream.fail(Unavailable("the server was stopped"))
+
+    async def _watch_over(self, engine: Engine) -> None:
+        """Take a backend for lost whose call does not come back."""
+        limit = self.settings.step_timeout_s
+        while engine.busy_s() <= limit:
+            await asyncio.sleep(min(1.0, limit / 4))
+        self.failure = BackendLost(f"a call of it takes longer than {limit:g} s")
+        self.phase, self._stuck = Phase.BROKEN, True
+        logger.error("the backend cannot go on: %s", self.failure)
+        for stream in list(self._open):
+            stream.fail(GenerationError(f"Request failed during generation: {self.failure}"))
 
     async def _closed(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -161,7 +185,7 @@ class Service:
     def require_ready(self) -> Engine:
         """The engine that takes requests.
 
-        Raises: Unavailable while the model loads, during shutdown, and after the backend failed.
+        Raises: Unavailable while the model loads, during shutdown, and after the backend was lost.
         """
         match self.phase:
             case Phase.READY if self.engine is not None:
@@ -171,7 +195,31 @@ class Service:
             case Phase.DRAINING:
                 raise Unavailable("shutting down")
             case _:
-                raise Unavailable("unhealthy")
+                why = "" if self.failure is None else f": {first_line(self.failure)}"
+                raise Unavailable(f"unhealthy: the backend cannot go on{why}")
+
+    def require_room(self, texts: int = 1) -> None:
+        """Raises: Unavailable; Overloaded where so many texts would be more than the server takes."""
+        self.require_ready()
+        most = self.settings.max_concurrent_requests
+        there = sum(len(stream.requests) for stream in self._open) + len(self._entered)
+        if there + texts > most:
+            raise Overloaded(
+                f"Model is overloaded: {there} of at most {most} texts are running or waiting, and {texts} more "
+                f"were asked for; try again later"
+            )
+
+    def enter(self, request: object) -> None:
+        """Take a place for a request that is read, tokenized and checked, which may wait for others of its kind.
+
+        Raises: Overloaded; Unavailable.
+        """
+        self.require_room()
+        self._entered.add(request)
+
+    def leave(self, request: object) -> None:
+        """Give its place back; it need not have one."""
+        self._entered.discard(request)
 
     def open(self, request_id: str, tasks: Sequence[Task], arrived_s: float) -> Stream:
         """Queue the texts of one caller, all of them or none.
@@ -179,13 +227,7 @@ class Service:
         Raises: Overloaded where that would be more than the server takes; Unavailable.
         """
         engine = self.require_ready()
-        most = self.settings.max_concurrent_requests
-        there = sum(len(stream.requests) for stream in self._open)
-        if there + len(tasks) > most:
-            raise Overloaded(
-                f"Model is overloaded: {there} of at most {most} texts are running or waiting, and {len(tasks)} more "
-                f"were asked for; try again later"
-            )
+        self.require_room(len(tasks))
         stream = Stream(self, engine, request_id, tasks, arrived_s)
         self._open.add(stream)
         self.metrics.received(tasks)

@@ -143,6 +143,34 @@ def test_every_promise_names_a_test_that_exists():
         assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {name}"
 
 
+#: The promises of a server under load; a test's name begins as its promise does.
+PROMISES = (
+    "A full queue answers 429 at once, with the limit in the message; nothing waits unbounded.",
+    "A client that goes away frees its slot within one decode step, in every protocol, streaming or not.",
+    "A reader that stops reading never slows another stream; past a bound it is dropped and counted.",
+    "SIGTERM: new requests get 503, running ones finish within the grace time, then exit 0.",
+    "`/health` is 503 while loading, draining, or after a backend that cannot go on, with the reason.",
+    "A backend exception fails the requests it touched (error event, or 424), frees the slots, and the engine goes on.",
+    "With an API key set, every generating route needs it; compared in constant time; never logged.",
+    "Bodies over the limit and bad input get 4xx and cost no slot.",
+    "Prompts and outputs are not logged by default; logs are structured and carry the request id.",
+    "A request's times add up: queue + prefill + decode = what it took, within a millisecond.",
+)
+
+
+@pytest.mark.parametrize("number", range(1, len(PROMISES) + 1))
+def test_each_promise_under_load_has_a_test_of_its_name(number: int):
+    page = (ROOT / "docs" / "behaviour.md").read_text(encoding="utf-8")
+    promise = PROMISES[number - 1]
+    if number == 3 and not (ROOT / "tests" / "server" / "test_token_path.py").exists():
+        pytest.skip("what holds it comes with the token path")
+    found = re.search(rf"^{number}\. {re.escape(promise)}\n +`(tests/[\w/.]+)::(\w+)`$", page, re.M)
+    assert found is not None, promise
+    words = re.findall(r"[a-z0-9]+", re.split("[,;]", promise)[0].lower().replace("'", ""))
+    assert found[2].startswith("_".join(["test", *words]))
+    assert f"def {found[2]}(" in (ROOT / found[1]).read_text(encoding="utf-8")
+
+
 def test_the_wire_page_names_every_route_and_parameter():
     from server.api.openai.schemas import ChatRequest, CompletionRequest
     from server.api.tgi.schemas import Parameters

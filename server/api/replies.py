@@ -6,7 +6,6 @@ Source of the headers: huggingface/text-generation-inference 3.3.6-dev0, router/
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from itertools import islice
 from typing import Any, TypeVar
@@ -132,18 +131,20 @@ def plain_headers(
     """TGI's headers, and our timing where it is asked for; the counts are those of the answer. Several texts are told
     as one piece of work.
     """
-    now = time.monotonic()
+    now = call.service.clock()
     requests = stream.requests
     queued = requests[0].queued_s
-    started = min(request.prefill_started_s or queued for request in requests)
-    ended = max(request.last_token_s or started for request in requests)
+    started = min(queued if request.prefill_started_s is None else request.prefill_started_s for request in requests)
+    ended = max(started if request.last_token_s is None else request.last_token_s for request in requests)
+    until_queued, until_started, until_ended = (int((at - call.arrived_s) * 1000) for at in (queued, started, ended))
     headers = {
         **common_headers(call, prompts),
         "x-compute-time": f"{now - call.arrived_s:.6f}",
         "x-total-time": milliseconds(now - call.arrived_s),
-        "x-validation-time": milliseconds(queued - call.arrived_s),
-        "x-queue-time": milliseconds(started - queued),
-        "x-inference-time": milliseconds(ended - started),
+        # Cut to whole milliseconds where they meet, so that they add up to what the whole is cut to.
+        "x-validation-time": str(until_queued),
+        "x-queue-time": str(until_started - until_queued),
+        "x-inference-time": str(until_ended - until_started),
         "x-time-per-token": milliseconds((ended - started) / new_tokens),
         "x-prompt-tokens": str(prompt_tokens),
         "x-generated-tokens": str(new_tokens),

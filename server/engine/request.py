@@ -73,15 +73,20 @@ class Request:
     new_tokens: int = 0
     prompt_scores: tuple[Score, ...] = ()  # where asked for, from the first token on
     batch_sizes: Counter[int] = field(default_factory=Counter)  # decode steps by the number of slots that were live
+    outcome: str | None = None  # once it has ended: "success", "dropped", or the `error_type` of its failure
 
     def timing(self) -> dict[str, Any]:
-        """Where the time went, in seconds: what `x-tokenclock-timing` carries once the request has ended."""
-        started = self.prefill_started_s or self.arrived_s
-        first = self.first_token_s or started
+        """Where the time went, in seconds: what `x-tokenclock-timing` carries once the request has ended.
+
+        queue_s + prefill_s + decode_s = last token − arrival, to the rounding.
+        """
+        started = self.arrived_s if self.prefill_started_s is None else self.prefill_started_s
+        first = started if self.first_token_s is None else self.first_token_s
+        last = first if self.last_token_s is None else self.last_token_s
         return {
             "request_id": self.id,
             "queue_s": round(started - self.arrived_s, 6),
             "prefill_s": round(first - started, 6),
-            "decode_s": round((self.last_token_s or first) - first, 6),
+            "decode_s": round(last - first, 6),
             "batch_sizes": {str(size): steps for size, steps in sorted(self.batch_sizes.items())},
         }
