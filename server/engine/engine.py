@@ -20,7 +20,7 @@ from server.backends.base import Backend, Step
 from server.engine.detokenizer import Detokenizer
 from server.engine.request import Delivery, Failure, FinishReason, Request, Token
 from server.engine.scheduler import Decode, Idle, Prefill, Scheduler
-from server.errors import GenerationError, Unavailable
+from server.errors import GenerationError, RequestError, Unavailable
 from server.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Observer(Protocol):
 class _Message:
     verb: Literal["submit", "cancel", "stop"]
     request: Request | None = None
+    outcome: str = ""  # of a request that is cancelled
 
 
 class Engine:
@@ -75,9 +76,11 @@ class Engine:
     def submit(self, request: Request) -> None:
         self._inbox.put(_Message("submit", request))
 
-    def cancel(self, request: Request) -> None:
-        """The client has gone: free its slot. A request that has ended already is left alone."""
-        self._inbox.put(_Message("cancel", request))
+    def cancel(self, request: Request, outcome: str = "dropped") -> None:
+        """Free its slot before the next step: its client has gone ("dropped"), or doesn't read ("slow_reader"). A
+        request that has ended already is left alone.
+        """
+        self._inbox.put(_Message("cancel", request, outcome))
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread after the step it is in; what still ran gets a failure. False: that step takes longer than
@@ -120,7 +123,7 @@ class Engine:
                 slot = self._scheduler.drop(message.request)
                 if slot is not None:
                     self.backend.release(slot)
-                self._forget(message.request, "dropped")
+                self._forget(message.request, message.outcome)
             self._observer.queued(len(self._scheduler.waiting), len(self._scheduler.live))
 
     def _step(self) -> None:
@@ -201,7 +204,7 @@ class Engine:
         self._detokenizers.pop(request, None)
         self._observer.ended(request, outcome)
 
-    def _fail_everyone(self, error: Exception) -> None:
+    def _fail_everyone(self, error: RequestError) -> None:
         for request in list(self._detokenizers):
             self._end(request, Failure(error), "generation")
         self._observer.queued(0, 0)

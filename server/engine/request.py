@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from server.backends.base import Sampling, Score
+from server.errors import RequestError
 
 
 class FinishReason(StrEnum):
@@ -20,7 +21,7 @@ class FinishReason(StrEnum):
     STOP = "stop_sequence"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nobody writes to it; but frozen, it would take a microsecond more to make
 class Token:
     """One token on its way out. `text` is what became readable with it: "" while a character is incomplete."""
 
@@ -36,7 +37,7 @@ class Token:
 class Failure:
     """The request ends without a last token."""
 
-    error: Exception
+    error: RequestError
 
 
 Delivery = Token | Failure
