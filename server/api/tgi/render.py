@@ -17,7 +17,6 @@ from server.errors import RequestError
 from server.service import Stream
 from server.tokenizer import Tokenizer
 
-
 #: The event of a token that is neither special nor the last, of a text whose likeliest tokens aren't asked for.
 PLAIN = (
     b'data: {"index":%d,"token":{"id":%d,"text":%b,"logprob":%b,"special":false},'
