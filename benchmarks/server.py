@@ -7,9 +7,9 @@
 Each server runs on core 0 over a token source that costs nothing (benchmarks/zero_cost.py); this program, a plain epoll
 loop, on core 1. SLOW more streams ask and never read. What is counted begins SETTLE_S after every stream had a token.
 
-tokens/s: of the streams that read, in the window. Delay: from the end of the step that made a token, as the server's own
-thread stamped it, to this program's clock right after the read that brought it. Ratios are of medians; of tokens/s ours by
-theirs, of delays too, so more is better in the first and less in the others.
+tokens/s: of the streams that read, in the window. Delay: from the end of the step that made a token, as the server's
+own thread stamped it, to this program's clock right after the read that brought it. Ratios are ours by theirs, of
+medians: of tokens/s more is better, of the others less.
 """
 
 from __future__ import annotations

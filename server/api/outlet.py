@@ -1,8 +1,8 @@
 """The bytes of one streamed answer on their way to its client, which never keeps anybody waiting.
 
 Tokens come in the callback of the engine's step, where all streams of the step have their turn. So nothing is awaited
-here: `put` drives ASGI's `send` to its end at once. Where it wants to wait, because the client doesn't read, a task waits
-in its place, and what comes meanwhile is kept, up to a bound.
+here: `put` drives ASGI's `send` to its end at once. Where it wants to wait, because the client doesn't read, a task
+waits in its place, and what comes meanwhile is kept, up to a bound.
 """
 
 from __future__ import annotations

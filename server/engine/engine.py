@@ -190,8 +190,10 @@ class Engine:
         if step.token_id in self.tokenizer.eos_token_ids and not task.sampling.ignore_eos:
             return FinishReason.EOS
         # A stop string may begin in earlier text, but it must end in what is new.
-        if request.new_tokens > (task.sampling.min_new_tokens or 0) and any(
-            text.find(stop, max(0, already - len(stop) + 1)) >= 0 for stop in task.stop
+        if (
+            task.stop
+            and request.new_tokens > (task.sampling.min_new_tokens or 0)
+            and any(text.find(stop, max(0, already - len(stop) + 1)) >= 0 for stop in task.stop)
         ):
             return FinishReason.STOP
         return FinishReason.LENGTH if request.new_tokens >= task.max_new_tokens else None
