@@ -3,7 +3,7 @@
     python -m benchmarks.zero_cost PORT SLOTS GAP_S GIL_S STAMPS     # serves, as benchmarks/peers/ do
 
 A step gives every stream its next token. Which step made it can be read from the token's id, and when the step ended
-from STAMPS, a file of int64 nanoseconds (CLOCK_MONOTONIC) that a client on the same machine maps: a delay needs no trust.
+from STAMPS, a file of int64 nanoseconds (CLOCK_MONOTONIC) that a client on the same machine maps.
 
 The thread that steps is in each step GIL_S seconds busy as an engine that runs a model eagerly is: SLICE_S of pure
 Python, then as long without the interpreter's lock, and so on, from the moment when the last step's tokens have been
