@@ -21,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from server.api.replies import CONNECTION
 from server.errors import SettingsError
 from server.service import Phase, Service
 from server.settings import Settings
@@ -88,6 +89,10 @@ class Http1(HttpToolsProtocol):
             self._held = head[complete:]
             data = OFFER.sub(rb"\1x-offer:", head[:complete]) + end + rest
         super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION: {"abort": self.transport.abort}}
 
     def on_headers_complete(self) -> None:
         self._in_head = False

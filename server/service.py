@@ -13,15 +13,16 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
 from server.backends.base import Backend
 from server.engine.engine import Batch, Engine
 from server.engine.request import Delivery, Failure, Request, Task, Token
-from server.errors import BackendLost, GenerationError, Overloaded, Unavailable
+from server.errors import BackendLost, GenerationError, Overloaded, RequestError, Unavailable
 from server.metrics import Metrics
 from server.settings import Settings
 from server.tokenizer import Tokenizer, first_line
@@ -29,6 +30,8 @@ from server.tokenizer import Tokenizer, first_line
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+#: Is called with the number of a text among its caller's, and what has come of it.
+Listener = Callable[[int, Delivery], None]
 
 STEP_S = 2.0  # for the step that runs when the engine is told to end
 FAREWELL_S = 1.0  # for the error events of requests that were cut
@@ -50,34 +53,75 @@ class Stream:
         self.tokenizer = engine.tokenizer
         self._engine = engine
         self._service = service
-        self._mailbox: asyncio.Queue[tuple[int, Delivery]] = asyncio.Queue()
+        self._early: list[tuple[int, Delivery]] = []  # what came before anybody listened
+        self._listener: Listener | None = None
         ids = [request_id] if len(tasks) == 1 else [f"{request_id}-{index}" for index in range(len(tasks))]
         self.requests = tuple(
-            Request(of_text, task, self._slot_of(index), arrived_s, service.clock())
+            Request(of_text, task, partial(self._deliver, index), arrived_s, service.clock())
             for index, (of_text, task) in enumerate(zip(ids, tasks, strict=True))
         )
         self._running = set(self.requests)
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Token]]:
-        """(which text, its next token).
+    @property
+    def running(self) -> bool:
+        """Whether any of the texts has more to come."""
+        return bool(self._running)
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` with every delivery and the number of its text, what came already included.
+
+        It is called on the event loop by the very callback that a step's tokens come in, so the other streams of the
+        step wait until it returns: it must not block. After a Failure it is not called again.
+        """
+        self._listener = listener
+        early, self._early = self._early, []
+        for index, delivery in early:
+            self._deliver(index, delivery)
+
+    async def texts(self) -> list[list[Token]]:
+        """The tokens of every text, once all are complete.
 
         Raises: GenerationError where the backend failed, Unavailable where the server was stopped.
         """
-        while self._running:
-            index, delivery = await self._mailbox.get()
+        texts: list[list[Token]] = [[] for _ in self.requests]
+        complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def collect(index: int, delivery: Delivery) -> None:
+            if isinstance(delivery, Token):
+                texts[index].append(delivery)
+            if complete.done():  # its reader has gone
+                return
             if isinstance(delivery, Failure):
-                self._running.discard(self.requests[index])
-                raise delivery.error
-            if delivery.finish is not None:
-                self._running.discard(self.requests[index])
-            yield index, delivery
+                complete.set_exception(delivery.error)
+            elif not self._running:
+                complete.set_result(None)
 
-    def fail(self, error: Exception) -> None:
+        self.listen(collect)
+        await complete
+        return texts
+
+    def fail(self, error: RequestError) -> None:
         """End what still runs, where the engine can't."""
-        self._mailbox.put_nowait((0, Failure(error)))
+        self._deliver(0, Failure(error))
 
-    def _slot_of(self, index: int) -> Callable[[Delivery], None]:
-        return lambda delivery: self._mailbox.put_nowait((index, delivery))
+    def cancel(self, outcome: str) -> None:
+        """Free the slots of what still runs, which ends with this outcome; its listener hears no more."""
+        self._listener = _nobody
+        while self._running:
+            request = self._running.pop()
+            request.outcome = request.outcome or outcome
+            self._engine.cancel(request, outcome)
+
+    def _deliver(self, index: int, delivery: Delivery) -> None:
+        listener = self._listener
+        if listener is None:
+            self._early.append((index, delivery))
+            return
+        if isinstance(delivery, Failure):
+            self._listener = _nobody
+        if isinstance(delivery, Failure) or delivery.finish is not None:
+            self._running.discard(self.requests[index])
+        listener(index, delivery)
 
     def __enter__(self) -> Stream:
         return self
@@ -85,9 +129,12 @@ class Stream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._running:
-            self._engine.cancel(self._running.pop())
+        self.cancel("dropped")
         self._service.close(self)
+
+
+def _nobody(index: int, delivery: Delivery) -> None:
+    """Hears what comes after the end."""
 
 
 class Service:
@@ -268,4 +315,7 @@ async def _in_daemon_thread(work: Callable[[], T]) -> T:
 def _deliver(batch: Batch) -> None:
     """Runs on the event loop, once per step."""
     for request, delivery in batch:
-        request.deliver(delivery)
+        try:
+            request.deliver(delivery)
+        except Exception:  # a fault with one stream is not the others'
+            logger.exception("%s: a token could not be delivered", request.id)

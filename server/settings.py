@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     )
     max_client_batch_size: Annotated[int, Field(ge=1, description="texts of one request: prompts times n")] = 32
     payload_limit: Annotated[int, Field(ge=1, description="bytes of a body; more gets 413")] = 2_000_000
+    max_unread_bytes: Annotated[
+        int, Field(ge=0, description="bytes of a stream kept for a client that doesn't read; more ends it")
+    ] = 1_000_000
     threads: Annotated[int | None, Field(ge=1, description="torch threads on the CPU; without it, torch decides")] = (
         None
     )

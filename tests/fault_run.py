@@ -244,6 +244,6 @@ def openai_events(body: bytes) -> str | None:
 
 
 def series(metrics: str, name: str) -> dict[str, float]:
-    """The values of a counter or gauge by their labels, with TGI's name or Prometheus' `_total`."""
-    found = re.findall(rf"^{name}(?:_total)?({{[^}}]*}})? (\S+)$", metrics, re.M)
+    """The values of a counter or gauge by their labels."""
+    found = re.findall(rf"^{name}({{[^}}]*}})? (\S+)$", metrics, re.M)
     return {labels: float(value) for labels, value in found}

@@ -54,6 +54,7 @@ class Observer(Protocol):
 class _Message:
     verb: Literal["submit", "cancel", "stop"]
     request: Request | None = None
+    outcome: str = ""  # of a request that is cancelled
 
 
 class Engine:
@@ -91,9 +92,11 @@ class Engine:
     def submit(self, request: Request) -> None:
         self._inbox.put(_Message("submit", request))
 
-    def cancel(self, request: Request) -> None:
-        """The client has gone: free its slot. A request that has ended already is left alone."""
-        self._inbox.put(_Message("cancel", request))
+    def cancel(self, request: Request, outcome: str = "dropped") -> None:
+        """Free its slot before the next step: its client has gone ("dropped"), or doesn't read ("slow_reader"). A
+        request that has ended already is left alone.
+        """
+        self._inbox.put(_Message("cancel", request, outcome))
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread after the step it is in; what still ran gets a failure. False: that step takes longer than
@@ -142,7 +145,7 @@ class Engine:
                 slot = self._scheduler.drop(message.request)
                 if slot is not None:
                     self.backend.release(slot)
-                self._forget(message.request, "dropped")
+                self._forget(message.request, message.outcome)
             self._observer.queued(len(self._scheduler.waiting), len(self._scheduler.live))
 
     def _step(self) -> None:
@@ -277,8 +280,10 @@ class Engine:
         if step.token_id in self.tokenizer.eos_token_ids and not task.sampling.ignore_eos:
             return FinishReason.EOS
         # A stop string may begin in earlier text, but it must end in what is new.
-        if request.new_tokens > (task.sampling.min_new_tokens or 0) and any(
-            text.find(stop, max(0, already - len(stop) + 1)) >= 0 for stop in task.stop
+        if (
+            task.stop
+            and request.new_tokens > (task.sampling.min_new_tokens or 0)
+            and any(text.find(stop, max(0, already - len(stop) + 1)) >= 0 for stop in task.stop)
         ):
             return FinishReason.STOP
         return FinishReason.LENGTH if request.new_tokens >= task.max_new_tokens else None

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from server.backends.base import Sampling, Score
+from server.errors import RequestError
 
 
 class FinishReason(StrEnum):
@@ -20,7 +21,7 @@ class FinishReason(StrEnum):
     STOP = "stop_sequence"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nobody writes to it; but frozen, it would take a microsecond more to make
 class Token:
     """One token on its way out. `text` is what became readable with it: "" while a character is incomplete."""
 
@@ -36,7 +37,7 @@ class Token:
 class Failure:
     """The request ends without a last token."""
 
-    error: Exception
+    error: RequestError
 
 
 Delivery = Token | Failure
@@ -60,7 +61,9 @@ class Task:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """A task on its way. Instants are monotonic seconds; None until reached. The engine's thread alone writes them."""
+    """A task on its way. Instants are monotonic seconds; None until reached. The engine's thread alone writes them;
+    the outcome is also its stream's to write, where it is left before its end.
+    """
 
     id: str
     task: Task

@@ -249,7 +249,7 @@ def test_a_backend_that_fails_three_times_in_a_row_and_its_self_check_is_lost(ve
     assert all(isinstance(error, GenerationError) for _, error in ends)
     assert [type(error) for error in run.broken] == [BackendLost]
     assert f"3 {verb} calls in a row failed (the device is gone)" in str(run.broken[0])
-    assert run.value("tgi_request_failure_total", err="generation") == 6
+    assert run.value("tgi_request_failure", err="generation") == 6
 
 
 def test_a_backend_that_passes_its_self_check_after_three_failures_goes_on():
