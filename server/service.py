@@ -22,7 +22,7 @@ from typing import TypeVar
 from server.backends.base import Backend
 from server.engine.engine import Batch, Engine
 from server.engine.request import Delivery, Failure, Request, Task, Token
-from server.errors import BackendLost, GenerationError, Overloaded, RequestError, Unavailable
+from server.errors import TOLD, BackendLost, GenerationError, Overloaded, RequestError, Unavailable
 from server.metrics import Metrics
 from server.settings import Settings
 from server.tokenizer import Tokenizer, first_line
@@ -102,6 +102,8 @@ class Stream:
 
     def fail(self, error: RequestError) -> None:
         """End what still runs, where the engine can't."""
+        for request in self._running:
+            request.outcome = request.outcome or TOLD[type(error)].error_type
         self._deliver(0, Failure(error))
 
     def cancel(self, outcome: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -16,10 +17,13 @@ from typing import Any
 import pytest
 
 from server.api.outlet import Outlet
-from server.backends.base import Limits, Step
-from server.engine.request import Request
+from server.backends.base import Limits, Sampling, Step
+from server.engine.engine import Engine
+from server.engine.request import Request, Task
+from server.errors import GenerationError, Unavailable
 from server.lifecycle import Http1
 from server.metrics import Metrics
+from server.service import Service, Stream
 from server.settings import Settings
 from server.tokenizer import Tokenizer
 from tests.contract.conftest import spelled
@@ -143,8 +147,9 @@ def test_a_client_that_goes_away_frees_its_slot_within_one_decode_step(
 
 
 def test_a_reader_that_stops_reading_never_slows_another_stream_and_is_dropped_and_counted(
-    serve: Any, monkeypatch: pytest.MonkeyPatch, outcomes: list[str]
+    serve: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, outcomes: list[str]
 ):
+    caplog.set_level(logging.INFO, "server.api.access")
     bound, most, readers = 20_000, 3000, 3
     had = [0] * readers  # tokens that each reader has
     changed = threading.Condition()
@@ -214,7 +219,27 @@ def test_a_reader_that_stops_reading_never_slows_another_stream_and_is_dropped_a
     assert dropped_at, "the slot of who doesn't read was freed"
     assert dropped_at[0] < most, "while the others went on"
     assert sorted(outcomes) == ["slow_reader", *["success"] * readers]
+    told = [line.__dict__["outcome"] for line in caplog.records if line.__dict__.get("route") == "/generate_stream"]
+    assert sorted(told) == sorted(outcomes), "the log says what the metrics do"
     assert not rest.endswith(b"0\r\n\r\n"), "it was cut, and can know"
+
+
+@pytest.mark.parametrize(
+    ("leave", "outcome"),
+    [
+        (lambda stream: None, "dropped"),
+        (lambda stream: stream.cancel("slow_reader"), "slow_reader"),
+        (lambda stream: stream.fail(GenerationError("stuck")), "generation"),
+        (lambda stream: stream.fail(Unavailable("the server was stopped")), "healthcheck"),
+    ],
+)
+def test_texts_that_are_given_up_know_why_before_the_engine_hears_of_it(leave: Callable[[Stream], None], outcome: str):
+    backend = ScriptedBackend(1)
+    service = Service(Settings(slots=1), loader(backend))
+    engine = Engine(backend, Tokenizer(spelled(), [1]), lambda _: None, Metrics(), lambda _: None)  # in a long step
+    with Stream(service, engine, "id", [Task("ab", (97, 98), 9, Sampling())] * 2, 0.0) as stream:
+        leave(stream)
+    assert [request.outcome for request in stream.requests] == [outcome] * 2
 
 
 class Server:
