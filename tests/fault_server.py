@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
+
 from server.app import create_app
 from server.backends.base import Backend, Sampling, Step
 from server.lifecycle import run
@@ -70,9 +72,10 @@ class Stumbling:
             call()
         finally:
             hook.remove()
-            for rows in (*self._backend._rows.keys, *self._backend._rows.values):
-                for slot in slots:
-                    rows[slot] = float("nan")
+            with torch.inference_mode():  # as the backend's own writes
+                for rows in (*self._backend._rows.keys, *self._backend._rows.values):
+                    for slot in slots:
+                        rows[slot] = float("nan")
 
 
 async def held() -> dict[str, Any]:

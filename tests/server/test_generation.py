@@ -125,9 +125,10 @@ def test_sixteen_greedy_requests_that_join_and_leave_mid_decode_equal_generate_o
 def test_what_a_failed_call_left_in_the_cache_reaches_no_later_text(demo_folder: Path):
     # One call of twelve raises: before, within (its rows full of NaN), or after its work.
     running = Running(demo_folder, fail_every=12)
-    sent = [
-        Sent(running, prompt(running, 3 + 9 * (i % 12), i), 1 + i % 9, Sampling(ignore_eos=True)) for i in range(80)
-    ]
+    prompts = [prompt(running, 3 + 9 * (i % 12), i) for i in range(80)]
+    # Before anything is sent: a failure strikes whoever uses the model.
+    rights = [oracle(running, ids, 9, do_sample=False, min_new_tokens=9) for ids in prompts]
+    sent = [Sent(running, ids, 1 + i % 9, Sampling(ignore_eos=True)) for i, ids in enumerate(prompts)]
     failed = 0
     for i, each in enumerate(sent):
         ids, last = [], None
@@ -140,8 +141,7 @@ def test_what_a_failed_call_left_in_the_cache_reaches_no_later_text(demo_folder:
                 last = delivery.finish
         failed += isinstance(last, Failure)
         new_tokens = 1 + i % 9
-        right = oracle(running, prompt(running, 3 + 9 * (i % 12), i), 9, do_sample=False, min_new_tokens=9)
-        assert ids == right[: len(ids)], f"request {i}"
+        assert ids == rights[i][: len(ids)], f"request {i}"
         assert isinstance(last, Failure) or len(ids) == new_tokens
     running.engine.stop(10)
     assert 10 < failed < 60

@@ -66,7 +66,7 @@ def test_sigterm_new_requests_get_503_running_ones_finish_within_the_grace_time_
         ]
         for thread in threads:
             thread.start()
-        while "tgi_batch_current_size 2.0" not in client.get("/metrics").text:
+        while not {"tgi_batch_current_size 2.0", "tgi_queue_size 1.0"} <= {*client.get("/metrics").text.splitlines()}:
             time.sleep(0.01)
         running.send_signal(signal.SIGTERM)
         while (

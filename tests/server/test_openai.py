@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.engine.engine import FAILURES
 from server.settings import Settings
 from server.tokenizer import Tokenizer
 from tests.server.scripted import ScriptedBackend
@@ -355,6 +356,8 @@ def test_a_failure_mid_stream_is_an_error_event_before_the_end(serve: Any, split
         assert (said["type"], said["code"]) == ("server_error", "generation")
         assert "the device is gone" in said["message"]
         assert client.get("/v1/models").status_code == 200
+        for _ in range(FAILURES - 1):  # then the self-check fails, too
+            assert client.post("/v1/completions", json=asked).status_code == 200
         late = client.post("/v1/completions", json=asked)
         assert (late.status_code, late.json()["error"]["code"]) == (503, "unavailable")
 
