@@ -92,7 +92,7 @@ counted in `tgi_request_count` when it comes, and once in `tgi_request_success` 
 Durations are seconds between the instants that `x-tokenclock-timing` tells of; the arrival is before the body is read.
 `process_*` are prometheus_client's: memory, CPU time and descriptors of the process.
 
-What a token costs the engine's thread, and a scrape the event loop (some 2 ms), `benchmarks/metrics.py` measures.
+What a token costs the engine's thread, and a scrape the event loop (2 to 4 ms), `benchmarks/metrics.py` measures.
 """
 METRICS_PARTS = (
     (
