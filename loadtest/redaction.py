@@ -38,8 +38,8 @@ SCHEMES = {"aws4-hmac-sha256", "basic", "bearer", "digest", "token"}  # words be
 CREDENTIAL = re.compile(
     r"api[-_]?key|auth|cookie|credential|password|secret|session|[-_]key$|^key$|token$", re.IGNORECASE
 )
-#: In a command: `--api-key X`, `--hf-token=X`, `HF_TOKEN=X`; in what is like a header or JSON: `authorization: Bearer X`,
-#: `"api_key": "X"`.
+#: In a command: `--api-key X`, `--hf-token=X`, `HF_TOKEN=X`; in what is like a header or like JSON:
+#: `authorization: Bearer X`, `"api_key": "X"`.
 SPOKEN = re.compile(
     r"(--?[\w-]*?(?:key|token|secret|password|auth)(?:=|\s+)|\b\w*(?:KEY|TOKEN|SECRET|PASSWORD)="
     r"|(?i:authorization:\s*(?:\w+\s+(?=\S))?|\b(?:bearer|basic)\s+|\b[\w-]*(?:api[-_]?key|password|secret)\"?\s*:\s*))"

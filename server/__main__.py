@@ -63,10 +63,12 @@ def perform(verb: str, arguments: list[str]) -> int:
 def serve(arguments: list[str]) -> int:
     from server.app import create_app
     from server.lifecycle import run as run_app
+    from server.logs import configure
     from server.settings import parse
 
     settings = parse(arguments)
-    logging.info("settings: %s", settings.model_dump_json())
+    configure(settings.log_format, settings.log_level)
+    logging.getLogger("server").info("settings", extra={"settings": settings.model_dump(mode="json")})
     run_app(create_app(settings), settings)
     return 0
 

@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import __version__
 from server.api import ops, refusals, sagemaker
+from server.api.access import AccessLog
 from server.api.body import components
+from server.api.keys import authorized
 from server.api.openai import routes as openai
 from server.api.openai.schemas import ChatRequest, CompletionRequest
 from server.api.tgi import routes as tgi
@@ -27,19 +28,13 @@ from server.settings import Settings
 from server.tokenizer import Tokenizer
 
 
-class Arrival:
-    """Stamps a request before its body is read: queue time and TTFT count from here."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["arrived_s"] = time.monotonic()
-        await self._app(scope, receive, send)
-
-
-def create_app(settings: Settings, loader: Callable[[Settings], tuple[Backend, Tokenizer]] = load) -> FastAPI:
-    service = Service(settings, loader)
+def create_app(
+    settings: Settings,
+    loader: Callable[[Settings], tuple[Backend, Tokenizer]] = load,
+    clock: Callable[[], float] = time.monotonic,
+) -> FastAPI:
+    """The app; its lifespan loads the model. `clock` is what every time of a request is read from, in seconds."""
+    service = Service(settings, loader, clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -50,15 +45,17 @@ def create_app(settings: Settings, loader: Callable[[Settings], tuple[Backend, T
 
     app = FastAPI(title="tokenclock", version=__version__, lifespan=lifespan)
     app.state.service = service
-    for room in (tgi, openai, sagemaker, ops):
-        app.include_router(room.router)
+    for room in (tgi, openai, sagemaker):
+        app.include_router(room.router, dependencies=[Depends(authorized)])
+    for open_room in (sagemaker.probes, ops.router):
+        app.include_router(open_room)
     describe(app)
     refusals.install(app)
     # As TGI: pages of any origin may ask, and read what our own headers say.
     app.add_middleware(
         CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=["*"]
     )
-    app.add_middleware(Arrival)
+    app.add_middleware(AccessLog, service=service)
     return app
 
 

@@ -3,6 +3,8 @@
 Uvicorn's own answer to SIGTERM closes the door before the guests have left: new connections are refused at once. Ours
 keeps the door open, answers new requests with 503, and closes it when the running ones have finished or the grace time
 is over. A second signal cuts them short, with an error each; a third ends the process.
+
+A client that sends nothing, or sends slowly, is waited for as long as the settings say, and no longer.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from server.api.replies import CONNECTION
 from server.errors import SettingsError
 from server.service import Phase, Service
 from server.settings import Settings
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 CUTTING_SIGNAL = 2
 OFFER = re.compile(rb"(\r\n)upgrade:", re.IGNORECASE)
+LONGEST_HEAD = 65_536  # bytes
 LINE_ENDS, HEAD_ENDS = b"\r\n", b"\r\n\r\n"
 KEEP_ALIVE_S = 75  # a client may hold a connection between two requests for longer than uvicorn's 5 s
 CLOSING_S = 3.0  # after the drain: for the last bytes to leave
@@ -43,34 +47,86 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Http1(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, deaf to offers of another protocol.
+    """uvicorn's HTTP/1.1, deaf to offers of another protocol and not endlessly patient.
 
     Java's HttpClient offers HTTP/2 with every plain request, as curl --http2 does. A server may ignore it (RFC 9110,
     7.8); the parser would stop there instead, and lose the body.
+
+    uvicorn waits for a head for ever, and takes one of any length. Here a connection ends when a head takes longer than
+    `read_timeout_s` or has more than `LONGEST_HEAD` bytes, and when a body whose answer is out already does not end.
+    (While its answer is not out the route waits for a body, and says 408.)
     """
+
+    read_timeout_s = 30.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_head = True
+        self._head_bytes = 0
         self._held = b""  # the last line of a head that is still coming
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._set_alarm(self.read_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unset_alarm()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
+            if self._alarm is None:  # the connection was idle
+                self._set_alarm(self.read_timeout_s)
             head, end, rest = (self._held + data).partition(HEAD_ENDS)
             complete = len(head)
             if not end:
                 complete = head.rindex(LINE_ENDS) if LINE_ENDS in head else complete - head.endswith(b"\r")
+            self._head_bytes += complete
+            if max(self._head_bytes, len(head)) > LONGEST_HEAD:
+                self.send_400_response(f"The head has more than {LONGEST_HEAD} bytes.")
+                return
             self._held = head[complete:]
             data = OFFER.sub(rb"\1x-offer:", head[:complete]) + end + rest
         super().data_received(data)
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION: {"abort": self.transport.abort}}
+
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._set_alarm(self.read_timeout_s)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._in_head = True
+        self._head_bytes = 0
+        self._unset_alarm()
+        if self.cycle.response_complete:  # so nothing else would end an idle connection
+            self._set_alarm(self.timeout_keep_alive)
+
+    def _set_alarm(self, seconds: float) -> None:
+        self._unset_alarm()
+        self._alarm = self.loop.call_later(seconds, self._give_up)
+
+    def _unset_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _give_up(self) -> None:
+        self._alarm = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        elif self._in_head:  # the next request, half sent: the answer before it is still on its way
+            self._set_alarm(self.read_timeout_s)
+
+
+def patient(read_timeout_s: float) -> type[Http1]:
+    """`Http1` that waits for so long."""
+    return type("Http1", (Http1,), {"read_timeout_s": read_timeout_s})
 
 
 class Server(uvicorn.Server):
@@ -114,7 +170,7 @@ def run(app: FastAPI, settings: Settings) -> None:
     logger.info("listening on http://%s:%d, loading %s", f"[{host}]" if ":" in host else host, port, service.model_name)
     config = uvicorn.Config(
         app,
-        http=Http1,
+        http=patient(settings.read_timeout_s),
         ws="none",
         log_config=None,
         access_log=False,

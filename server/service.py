@@ -1,7 +1,7 @@
 """What stands between the routes and the engine: is the server ready, and the stream of one request's tokens.
 
 loading ──► ready ──► draining        SIGTERM: new requests get 503, running ones finish
-   │          └─────► broken          the backend cannot go on: 503 for good
+   │          └─────► broken          the backend cannot go on: 503 for good, with the reason
    └──► failed                        the model could not be loaded: the process ends
 """
 
@@ -13,22 +13,25 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
 from server.backends.base import Backend
 from server.engine.engine import Batch, Engine
 from server.engine.request import Delivery, Failure, Request, Task, Token
-from server.errors import Overloaded, Unavailable
+from server.errors import TOLD, BackendLost, GenerationError, Overloaded, RequestError, Unavailable
 from server.metrics import Metrics
 from server.settings import Settings
-from server.tokenizer import Tokenizer
+from server.tokenizer import Tokenizer, first_line
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+#: Is called with the number of a text among its caller's, and what has come of it.
+Listener = Callable[[int, Delivery], None]
 
 STEP_S = 2.0  # for the step that runs when the engine is told to end
 FAREWELL_S = 1.0  # for the error events of requests that were cut
@@ -50,34 +53,77 @@ class Stream:
         self.tokenizer = engine.tokenizer
         self._engine = engine
         self._service = service
-        self._mailbox: asyncio.Queue[tuple[int, Delivery]] = asyncio.Queue()
+        self._early: list[tuple[int, Delivery]] = []  # what came before anybody listened
+        self._listener: Listener | None = None
         ids = [request_id] if len(tasks) == 1 else [f"{request_id}-{index}" for index in range(len(tasks))]
         self.requests = tuple(
-            Request(of_text, task, self._slot_of(index), arrived_s)
+            Request(of_text, task, partial(self._deliver, index), arrived_s, service.clock())
             for index, (of_text, task) in enumerate(zip(ids, tasks, strict=True))
         )
         self._running = set(self.requests)
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Token]]:
-        """(which text, its next token).
+    @property
+    def running(self) -> bool:
+        """Whether any of the texts has more to come."""
+        return bool(self._running)
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` with every delivery and the number of its text, what came already included.
+
+        It is called on the event loop by the very callback that a step's tokens come in, so the other streams of the
+        step wait until it returns: it must not block. After a Failure it is not called again.
+        """
+        self._listener = listener
+        early, self._early = self._early, []
+        for index, delivery in early:
+            self._deliver(index, delivery)
+
+    async def texts(self) -> list[list[Token]]:
+        """The tokens of every text, once all are complete.
 
         Raises: GenerationError where the backend failed, Unavailable where the server was stopped.
         """
-        while self._running:
-            index, delivery = await self._mailbox.get()
+        texts: list[list[Token]] = [[] for _ in self.requests]
+        complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def collect(index: int, delivery: Delivery) -> None:
+            if isinstance(delivery, Token):
+                texts[index].append(delivery)
+            if complete.done():  # its reader has gone
+                return
             if isinstance(delivery, Failure):
-                self._running.discard(self.requests[index])
-                raise delivery.error
-            if delivery.finish is not None:
-                self._running.discard(self.requests[index])
-            yield index, delivery
+                complete.set_exception(delivery.error)
+            elif not self._running:
+                complete.set_result(None)
 
-    def fail(self, error: Exception) -> None:
+        self.listen(collect)
+        await complete
+        return texts
+
+    def fail(self, error: RequestError) -> None:
         """End what still runs, where the engine can't."""
-        self._mailbox.put_nowait((0, Failure(error)))
+        for request in self._running:
+            request.outcome = request.outcome or TOLD[type(error)].error_type
+        self._deliver(0, Failure(error))
 
-    def _slot_of(self, index: int) -> Callable[[Delivery], None]:
-        return lambda delivery: self._mailbox.put_nowait((index, delivery))
+    def cancel(self, outcome: str) -> None:
+        """Free the slots of what still runs, which ends with this outcome; its listener hears no more."""
+        self._listener = _nobody
+        while self._running:
+            request = self._running.pop()
+            request.outcome = request.outcome or outcome
+            self._engine.cancel(request, outcome)
+
+    def _deliver(self, index: int, delivery: Delivery) -> None:
+        listener = self._listener
+        if listener is None:
+            self._early.append((index, delivery))
+            return
+        if isinstance(delivery, Failure):
+            self._listener = _nobody
+        if isinstance(delivery, Failure) or delivery.finish is not None:
+            self._running.discard(self.requests[index])
+        listener(index, delivery)
 
     def __enter__(self) -> Stream:
         return self
@@ -85,24 +131,37 @@ class Stream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._running:
-            self._engine.cancel(self._running.pop())
+        self.cancel("dropped")
         self._service.close(self)
 
 
+def _nobody(index: int, delivery: Delivery) -> None:
+    """Hears what comes after the end."""
+
+
 class Service:
-    def __init__(self, settings: Settings, load: Callable[[Settings], tuple[Backend, Tokenizer]]) -> None:
-        """`load` blocks for as long as the model takes; it runs in a thread of its own."""
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[Settings], tuple[Backend, Tokenizer]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`load` blocks for as long as the model takes; it runs in a thread of its own. `clock` gives the instants of
+        every request, in seconds.
+        """
+        self.clock = clock
         self.settings = settings
-        self.metrics = Metrics()
         self.phase = Phase.LOADING
         self.failure: Exception | None = None  # why FAILED or BROKEN
         self.engine: Engine | None = None  # until the model is loaded
         self._stuck = False  # the engine's thread was left in a step that did not end
         self.model_name = settings.served_model_name or settings.model or "demo"
+        self.metrics = Metrics(settings.backend, self.model_name)
         self.started_s = int(time.time())  # Unix seconds
         self._load = load
         self._open: set[Stream] = set()
+        self._entered: set[object] = set()  # requests that are read
+        self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Load the model, then take requests."""
@@ -122,8 +181,10 @@ class Service:
 
         if self.phase is not Phase.LOADING:  # a signal came first
             return
-        self.engine = Engine(backend, tokenizer, hand_over, self.metrics, on_broken)
+        self.metrics.loaded(backend.limits)
+        self.engine = Engine(backend, tokenizer, hand_over, self.metrics, on_broken, self.clock)
         self.engine.start()
+        self._watch = asyncio.create_task(self._watch_over(self.engine))
         gc.collect()
         gc.freeze()  # what the model is made of stays: no later collection need walk through it while streams wait
         self.phase = Phase.READY
@@ -143,6 +204,8 @@ class Service:
 
     async def stop(self) -> None:
         """End the engine; what still runs fails. May be called twice."""
+        if self._watch is not None:
+            self._watch.cancel()
         if self.engine is None or self._stuck:
             return
         self._stuck = not await asyncio.to_thread(self.engine.stop, STEP_S)
@@ -150,6 +213,17 @@ class Service:
             logger.warning("the backend's step takes longer than %g s: it is left behind", STEP_S)
             for stream in self._open:
                 stream.fail(Unavailable("the server was stopped"))
+
+    async def _watch_over(self, engine: Engine) -> None:
+        """Take a backend for lost whose call does not come back."""
+        limit = self.settings.step_timeout_s
+        while engine.busy_s() <= limit:
+            await asyncio.sleep(min(1.0, limit / 4))
+        self.failure = BackendLost(f"a call of it takes longer than {limit:g} s")
+        self.phase, self._stuck = Phase.BROKEN, True
+        logger.error("the backend cannot go on: %s", self.failure)
+        for stream in list(self._open):
+            stream.fail(GenerationError(f"Request failed during generation: {self.failure}"))
 
     async def _closed(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -160,7 +234,7 @@ class Service:
     def require_ready(self) -> Engine:
         """The engine that takes requests.
 
-        Raises: Unavailable while the model loads, during shutdown, and after the backend failed.
+        Raises: Unavailable while the model loads, during shutdown, and after the backend was lost.
         """
         match self.phase:
             case Phase.READY if self.engine is not None:
@@ -170,7 +244,31 @@ class Service:
             case Phase.DRAINING:
                 raise Unavailable("shutting down")
             case _:
-                raise Unavailable("unhealthy")
+                why = "" if self.failure is None else f": {first_line(self.failure)}"
+                raise Unavailable(f"unhealthy: the backend cannot go on{why}")
+
+    def require_room(self, texts: int = 1) -> None:
+        """Raises: Unavailable; Overloaded where so many texts would be more than the server takes."""
+        self.require_ready()
+        most = self.settings.max_concurrent_requests
+        there = sum(len(stream.requests) for stream in self._open) + len(self._entered)
+        if there + texts > most:
+            raise Overloaded(
+                f"Model is overloaded: {there} of at most {most} texts are running or waiting, and {texts} more "
+                f"were asked for; try again later"
+            )
+
+    def enter(self, request: object) -> None:
+        """Take a place for a request that is read, tokenized and checked, which may wait for others of its kind.
+
+        Raises: Overloaded; Unavailable.
+        """
+        self.require_room()
+        self._entered.add(request)
+
+    def leave(self, request: object) -> None:
+        """Give its place back; it need not have one."""
+        self._entered.discard(request)
 
     def open(self, request_id: str, tasks: Sequence[Task], arrived_s: float) -> Stream:
         """Queue the texts of one caller, all of them or none.
@@ -178,16 +276,10 @@ class Service:
         Raises: Overloaded where that would be more than the server takes; Unavailable.
         """
         engine = self.require_ready()
-        most = self.settings.max_concurrent_requests
-        there = sum(len(stream.requests) for stream in self._open)
-        if there + len(tasks) > most:
-            raise Overloaded(
-                f"Model is overloaded: {there} of at most {most} texts are running or waiting, and {len(tasks)} more "
-                f"were asked for; try again later"
-            )
+        self.require_room(len(tasks))
         stream = Stream(self, engine, request_id, tasks, arrived_s)
         self._open.add(stream)
-        self.metrics.received(len(tasks))
+        self.metrics.received(tasks)
         for request in stream.requests:
             engine.submit(request)
         return stream
@@ -225,4 +317,7 @@ async def _in_daemon_thread(work: Callable[[], T]) -> T:
 def _deliver(batch: Batch) -> None:
     """Runs on the event loop, once per step."""
     for request, delivery in batch:
-        request.deliver(delivery)
+        try:
+            request.deliver(delivery)
+        except Exception:  # a fault with one stream is not the others'
+            logger.exception("%s: a token could not be delivered", request.id)

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from server.errors import SettingsError
@@ -52,6 +53,9 @@ class Settings(BaseSettings):
     )
     max_client_batch_size: Annotated[int, Field(ge=1, description="texts of one request: prompts times n")] = 32
     payload_limit: Annotated[int, Field(ge=1, description="bytes of a body; more gets 413")] = 2_000_000
+    max_unread_bytes: Annotated[
+        int, Field(ge=0, description="bytes of a stream kept for a client that doesn't read; more ends it")
+    ] = 1_000_000
     threads: Annotated[int | None, Field(ge=1, description="torch threads on the CPU; without it, torch decides")] = (
         None
     )
@@ -60,6 +64,39 @@ class Settings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0, description="seconds that running requests have to finish after SIGTERM")] = (
         20.0
     )
+
+    api_key: Annotated[
+        SecretStr | None,
+        Field(
+            min_length=1,
+            description="clients must send `authorization: Bearer KEY`; without it, API_KEY, then nobody is asked. A "
+            "command line can be read by others: prefer the environment",
+        ),
+    ] = None
+    read_timeout_s: Annotated[
+        float, Field(gt=0, description="seconds for a request's head to arrive, and again for its body; then 408")
+    ] = 30.0
+    step_timeout_s: Annotated[
+        float, Field(gt=0, description="seconds for one call of the backend; then it counts as lost, for good")
+    ] = 300.0
+    log_format: Literal["json", "text"] | None = Field(
+        default=None, description="how log lines are written; without it, text on a terminal, json elsewhere"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="the least that is logged; debug: probes and scrapes, too"
+    )
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _as_for_tgi(cls, key: object) -> object:
+        return os.environ.get("API_KEY") or None if key is None else key
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not (key.get_secret_value().isascii() and key.get_secret_value().isprintable()):
+            raise ValueError("a key must be of printable ASCII characters, or no header can carry it")
+        return key
 
     @field_validator("model")
     @classmethod
@@ -95,6 +132,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     except ValidationError as error:
         problems = []
         for problem in error.errors():
-            option = "".join(f"--{str(part).replace('_', '-')} {problem['input']}: " for part in problem["loc"])
+            said = "" if problem["loc"] == ("api_key",) else f" {problem['input']}"
+            option = "".join(f"--{str(part).replace('_', '-')}{said}: " for part in problem["loc"])
             problems.append(option + problem["msg"].removeprefix("Value error, "))
         raise SettingsError("; ".join(problems)) from error

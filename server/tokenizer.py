@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from server.errors import ModelError, TemplateError
+from server.logs import include_transformers
 
 LONGEST_REASON = 300
 #: GPT-2's spelling of bytes: printable ones stand for themselves, the others follow from U+0100 on.
@@ -50,6 +51,7 @@ class Tokenizer:
         """Raises: ModelError where the folder has no tokenizer, or one without the fast implementation."""
         from transformers import AutoTokenizer
 
+        include_transformers()
         try:
             tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True)
         except ModuleNotFoundError:

@@ -5,6 +5,7 @@ Types are read strictly, as TGI and OpenAI read them: "2" is no number. NaN and 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import reprlib
 from collections.abc import Awaitable, Callable
@@ -17,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, WrapValidator, mode
 from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect
 
-from server.api.served import Served, counted
+from server.api.served import Served, access_of, counted
 from server.api.tokenizing import off_the_loop
-from server.errors import MalformedBody, NotJson, TooLarge, ValidationError
+from server.errors import Gone, MalformedBody, NotJson, TooLarge, TooSlow, ValidationError
+from server.service import Service
 
 M = TypeVar("M", bound="Body")
 LONGEST_NAME = 100  # in a message
@@ -77,36 +79,54 @@ def described(sentence: str) -> WrapValidator:
 def json_body(model: type[M], generates: bool = True) -> Callable[..., Awaitable[M]]:
     """A dependency that gives the body of a request.
 
-    Raises: TooLarge, NotJson, MalformedBody, ValidationError; counted where the request was to generate.
+    Raises: what `read` and `typed` raise; counted where the request was to generate.
     """
 
     async def body(request: Request, service: Served) -> M:
         with counted(service.metrics) if generates else contextlib.nullcontext():
-            return await read(request, service.settings.payload_limit, lambda said: typed(model, said))
+            return await read(request, service, lambda said: typed(model, said))
 
     return body
 
 
-async def read(request: Request, limit: int, understood: Callable[[Any], M]) -> M:
-    """A body, as `understood` takes the value that it spells.
+async def read(request: Request, service: Service, understood: Callable[[Any], M]) -> M:
+    """A body, as `understood` takes the value that it spells. From its last byte on the request holds one of the
+    server's places, until its texts take theirs or it ends.
 
-    Raises: TooLarge, before more than `limit` bytes are kept; NotJson; MalformedBody; what `understood` raises.
+    Raises: Unavailable and Overloaded, before anything is read; TooLarge, before more than the limit is kept; NotJson;
+    TooSlow; Gone; MalformedBody; what `understood` raises.
     """
+    service.require_room()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         given = f"it says {kind[:80]!r}" if kind else "it says nothing"
         raise NotJson(f"the body must be sent with `content-type: application/json`; {given}")
+    content = await received(request, service.settings.payload_limit, service.settings.read_timeout_s)
+    service.enter(access_of(request))
+    return await off_the_loop(lambda: understood(spelled(content)), len(content) // BYTES_OF_WORK)
+
+
+async def received(request: Request, limit: int, timeout_s: float) -> bytes:
+    """Raises: TooLarge, TooSlow, Gone."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise TooLarge(f"the body has {int(declared):,} bytes; at most {limit:,} are read: shorten the prompt")
     content = bytearray()
-    with contextlib.suppress(ClientDisconnect):  # half a body is no JSON, and nobody listens
-        async for part in request.stream():
-            content += part
-            if len(content) > limit:
-                raise TooLarge(f"the body has more than {limit:,} bytes, which is all that is read: shorten the prompt")
-
-    return await off_the_loop(lambda: understood(spelled(bytes(content))), len(content) // BYTES_OF_WORK)
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for part in request.stream():
+                content += part
+                if len(content) > limit:
+                    raise TooLarge(
+                        f"the body has more than {limit:,} bytes, which is all that is read: shorten the prompt"
+                    )
+    except TimeoutError:
+        raise TooSlow(
+            f"{len(content):,} bytes of the body came in {timeout_s:g} s, and not its end: send it faster"
+        ) from None
+    except ClientDisconnect:
+        raise Gone("the client left before its request was there") from None
+    return bytes(content)
 
 
 def spelled(content: bytes) -> Any:

@@ -25,7 +25,9 @@ UNHEALTHY: dict[int | str, dict[str, Any]] = {
 @router.get("/", responses=UNHEALTHY, response_class=Response, operation_id="health_at_the_root")
 @router.get("/health", responses=UNHEALTHY, response_class=Response)
 async def health(service: Served) -> Response:
-    """200 when requests are taken; 503 while the model loads, during shutdown, and for good after a backend failure."""
+    """200 when requests are taken; 503 and the reason while the model loads, during shutdown, and for good after the
+    backend was lost.
+    """
     service.require_ready()
     return Response()
 
@@ -55,7 +57,7 @@ async def info(service: Served) -> Response:
         "slots": limits.slots if limits else None,
         "sampling": sorted(limits.sampling) if limits else [],
         "backend": dict(service.engine.backend.about) if service.engine else {"name": settings.backend},
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump(mode="json"),  # hides the key
     }
     return json_reply(told)
 

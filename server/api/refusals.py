@@ -13,16 +13,23 @@ from starlette.exceptions import HTTPException
 
 from server.api.openai.schemas import ProblemBody
 from server.api.replies import json_reply
-from server.api.served import request_id_of
+from server.api.served import access_of, request_id_of
 from server.api.tgi.schemas import ErrorBody
-from server.errors import TOLD, GenerationError, RequestError, ValidationError
+from server.errors import TOLD, GenerationError, Gone, RequestError, TooSlow, Unauthorized, ValidationError
 
-TGI_STATUSES = sorted({told.status for told in TOLD.values()} - {404})
-OPENAI_STATUSES = sorted({told.openai_status for told in TOLD.values()})
+UNSEEN = {TOLD[Gone].status}  # nobody is left to read it
+TGI_STATUSES = sorted({told.status for told in TOLD.values()} - UNSEEN - {404})
+OPENAI_STATUSES = sorted({told.openai_status for told in TOLD.values()} - UNSEEN)
 TGI_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in TGI_STATUSES}
 OPENAI_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ProblemBody} for status in OPENAI_STATUSES}
 BOTH_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody | ProblemBody} for status in sorted({*TGI_STATUSES, *OPENAI_STATUSES})
+}
+
+
+MORE_HEADERS: dict[type[RequestError], dict[str, str]] = {
+    Unauthorized: {"www-authenticate": "Bearer"},  # RFC 6750
+    TooSlow: {"connection": "close"},  # what still comes of the body is not waited for
 }
 
 
@@ -63,7 +70,8 @@ def install(app: FastAPI) -> None:
             headers = {"x-request-id": request_id_of(request)}
         except ValidationError:
             headers = {}
-        return json_reply(body, headers, status)
+        access_of(request).outcome = TOLD[type(error)].error_type
+        return json_reply(body, headers | MORE_HEADERS.get(type(error), {}), status)
 
     @app.exception_handler(RequestValidationError)  # of headers and paths: bodies are read by server.api.body
     async def refuse_framework(request: Request, error: RequestValidationError) -> Response:

@@ -6,24 +6,25 @@ Source of the headers: huggingface/text-generation-inference 3.3.6-dev0, router/
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from fastapi import Request, Response
-from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.api import sse
+from server.api.outlet import Outlet
 from server.api.served import Call
 from server.api.tokenizing import off_the_loop
-from server.engine.request import Token
+from server.engine.request import Delivery, Failure, Token
+from server.errors import RequestError
 from server.service import Stream
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's word; nobody reads it
 SILENCE_S = 15.0  # then a comment keeps proxies from giving the stream up; axum's interval
+CONNECTION = "tokenclock.connection"  # ASGI extension of server.lifecycle: {"abort": end the connection at once}
 SLICE = 4_096  # of a long list
 #: What OpenAPI says of a route that answers or streams.
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {sse.MEDIA_TYPE: {}}}}
@@ -50,72 +51,100 @@ def json_list(items: Iterable[Any]) -> bytes:
     return b"[" + b",".join(slices) + b"]"
 
 
-class StreamReply(StreamingResponse):
-    """Leaves the stream however the response ends, even if its first byte was never asked for."""
+class Events(Protocol):
+    """One request's stream in its protocol's shape, as bytes ready for the socket."""
 
-    def __init__(self, call: Call, stream: Stream, prompts: Sequence[str], content: AsyncIterator[bytes]) -> None:
+    def token(self, index: int, token: Token) -> bytes:
+        """What the next token of text number `index` brings."""
+
+    def end(self) -> bytes:
+        """What follows the last token of the last text."""
+
+    def failure(self, error: RequestError) -> bytes:
+        """What follows a failure: the status is sent already, so it can only be an event."""
+
+
+class StreamReply(Response):
+    """A stream that is written by the callback of each step, kept alive in silence, and left however it ends."""
+
+    def __init__(self, call: Call, stream: Stream, prompts: Sequence[str], events: Events) -> None:
         unbuffered = {"x-accel-buffering": "no", "cache-control": "no-cache"}
         kind = {"content-type": sse.MEDIA_TYPE}  # bare, as TGI's
-        super().__init__(content, headers=common_headers(call, prompts) | unbuffered | kind)
+        self.status_code, self.background = 200, None
+        self.init_headers(common_headers(call, prompts) | unbuffered | kind)
         self._stream = stream
+        self._events = events
+        self._most_unread = call.service.settings.max_unread_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._stream:
-            await super().__call__(scope, receive, send)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            connection = scope.get("extensions", {}).get(CONNECTION, {})
+            self._abort: Callable[[], None] = connection.get("abort", lambda: None)
+            self._outlet = Outlet(send, self._most_unread, lambda: self._give_up("slow_reader"))
+            self._loop = asyncio.get_running_loop()
+            self._last_sent_s = self._loop.time()
+            self._break_silence()
+            try:
+                self._stream.listen(self._take)
+                await disconnected(receive)  # or the answer is complete: ASGI says both alike
+            finally:
+                self._alarm.cancel()
+                self._outlet.close()
 
-    async def stream_response(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        clock = asyncio.get_running_loop().time
-        last_sent = clock()
-
-        async def keep_alive() -> None:
-            nonlocal last_sent
-            while True:
-                await asyncio.sleep(last_sent + SILENCE_S - clock())
-                if clock() - last_sent >= SILENCE_S:
-                    last_sent = clock()
-                    await send({"type": "http.response.body", "body": sse.COMMENT, "more_body": True})
-
-        keeper = asyncio.create_task(keep_alive())
+    def _take(self, index: int, delivery: Delivery) -> None:
         try:
-            async for chunk in self.body_iterator:
-                last_sent = clock()
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        finally:
-            keeper.cancel()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if isinstance(delivery, Failure):
+                content, more = self._events.failure(delivery.error), False
+            else:
+                content, more = self._events.token(index, delivery), self._stream.running
+                if not more:
+                    content += self._events.end()
+            if content or not more:
+                self._last_sent_s = self._loop.time()
+                self._outlet.put(content, more)
+        except Exception:
+            self._give_up("generation")
+            raise
+
+    def _give_up(self, outcome: str) -> None:
+        self._stream.cancel(outcome)
+        self._outlet.close()
+        self._abort()
+
+    def _break_silence(self) -> None:
+        now = self._loop.time()
+        if now - self._last_sent_s >= SILENCE_S:
+            self._last_sent_s = now
+            if not self._outlet.behind:
+                self._outlet.put(sse.COMMENT)
+        self._alarm = self._loop.call_at(self._last_sent_s + SILENCE_S, self._break_silence)
 
 
 async def whole(call: Call, stream: Stream) -> list[list[Token]] | None:
     """The tokens of every text, or None where the client hung up first.
 
-    Raises: what iterating over the stream raises.
+    Raises: what `Stream.texts` raises.
     """
-
-    async def collect() -> list[list[Token]]:
-        texts: list[list[Token]] = [[] for _ in stream.requests]
-        async for index, token in stream:
-            texts[index].append(token)
-        return texts
-
     with stream:
-        return await unless_gone(call.request, collect())
+        return await unless_gone(call.request, stream.texts())
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of `work`, or None where the client hung up first; `work` is cancelled then."""
-
-    async def hung_up() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(hung_up())
+    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request.receive))
     try:
         await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
         return answer.result() if answer.done() else None
     finally:
         answer.cancel()
         gone.cancel()
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has hung up, or the answer is complete."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def common_headers(call: Call, prompts: Sequence[str]) -> dict[str, str]:
@@ -132,18 +161,20 @@ def plain_headers(
     """TGI's headers, and our timing where it is asked for; the counts are those of the answer. Several texts are told
     as one piece of work.
     """
-    now = time.monotonic()
+    now = call.service.clock()
     requests = stream.requests
     queued = requests[0].queued_s
-    started = min(request.prefill_started_s or queued for request in requests)
-    ended = max(request.last_token_s or started for request in requests)
+    started = min(queued if request.prefill_started_s is None else request.prefill_started_s for request in requests)
+    ended = max(started if request.last_token_s is None else request.last_token_s for request in requests)
+    until_queued, until_started, until_ended = (int((at - call.arrived_s) * 1000) for at in (queued, started, ended))
     headers = {
         **common_headers(call, prompts),
         "x-compute-time": f"{now - call.arrived_s:.6f}",
         "x-total-time": milliseconds(now - call.arrived_s),
-        "x-validation-time": milliseconds(queued - call.arrived_s),
-        "x-queue-time": milliseconds(started - queued),
-        "x-inference-time": milliseconds(ended - started),
+        # Cut to whole milliseconds where they meet, so that they add up to what the whole is cut to.
+        "x-validation-time": str(until_queued),
+        "x-queue-time": str(until_started - until_queued),
+        "x-inference-time": str(until_ended - until_started),
         "x-time-per-token": milliseconds((ended - started) / new_tokens),
         "x-prompt-tokens": str(prompt_tokens),
         "x-generated-tokens": str(new_tokens),

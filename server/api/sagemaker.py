@@ -24,6 +24,7 @@ from server.api.tgi.schemas import CompatGenerateRequest, GenerateResponse
 from server.errors import ValidationError
 
 router = APIRouter(tags=["SageMaker"])
+probes = APIRouter(tags=["SageMaker"])  # open where there is an API key
 #: In the order that TGI tries them.
 BODIES: dict[str, type[Body]] = {
     "inputs": CompatGenerateRequest,
@@ -32,8 +33,8 @@ BODIES: dict[str, type[Body]] = {
 }
 
 
-@router.head("/ping", include_in_schema=False)
-@router.get("/ping", responses=UNHEALTHY, response_class=Response)
+@probes.head("/ping", include_in_schema=False)
+@probes.get("/ping", responses=UNHEALTHY, response_class=Response)
 async def ping(service: Served) -> Response:
     """200 when requests are taken, as `/health`."""
     service.require_ready()
@@ -50,7 +51,7 @@ async def body_of(request: Request, service: Served) -> Body:
         return typed(BODIES[held[0]], said)
 
     with counted(service.metrics):
-        return await read(request, service.settings.payload_limit, understood)
+        return await read(request, service, understood)
 
 
 @router.post(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +9,13 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
 
+from server.api.access import LONGEST_ID, Access, is_id
 from server.engine.engine import Engine
 from server.engine.request import Task
 from server.errors import TOLD, RequestError, ValidationError
 from server.metrics import Metrics
 from server.service import Service, Stream
 
-LONGEST_ID = 128
 WORD: dict[str, Any] = {"minLength": 1, "maxLength": LONGEST_ID, "pattern": "^[ -~]+$"}
 
 
@@ -38,18 +37,18 @@ class Call:
     wants_timing: bool
 
 
+def access_of(request: Request) -> Access:
+    return request.scope["access"]  # type: ignore[no-any-return]
+
+
 def request_id_of(request: Request) -> str:
     """The caller's `x-request-id`, or one made for this request: the same at every call.
 
     Raises: ValidationError where it is no short word that can be echoed.
     """
     given = request.headers.get("x-request-id")
-    if given is None:
-        if not hasattr(request.state, "request_id"):
-            request.state.request_id = secrets.token_hex(8)
-        return str(request.state.request_id)
-    if 0 < len(given) <= LONGEST_ID and given.isascii() and given.isprintable():
-        return given
+    if given is None or is_id(given):
+        return access_of(request).id
     raise ValidationError(
         f"`x-request-id` must be 1 to {LONGEST_ID} printable ASCII characters. Given: {given[:LONGEST_ID]!r}",
         param="x-request-id",
@@ -64,7 +63,7 @@ async def call_of(
 ) -> Call:
     with counted(service.metrics):
         request_id = request_id_of(request)
-    return Call(service, request, request_id, request.scope["arrived_s"], x_tokenclock_timing == "1")
+    return Call(service, request, request_id, access_of(request).arrived_s, x_tokenclock_timing == "1")
 
 
 Called = Annotated[Call, Depends(call_of)]
@@ -85,6 +84,10 @@ async def admit(call: Call, prepare: Callable[[Engine], Awaitable[Sequence[Task]
 
     Raises: what `prepare` raises; Overloaded; Unavailable. Each is counted.
     """
+    access = access_of(call.request)
     with counted(call.service.metrics):
         tasks = await prepare(call.service.require_ready())
-        return call.service.open(call.id, tasks, call.arrived_s)
+        call.service.leave(access)  # its texts take the place that it was read in
+        stream = call.service.open(call.id, tasks, call.arrived_s)
+    access.texts = stream.requests
+    return stream

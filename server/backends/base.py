@@ -6,6 +6,11 @@
 
 A slot is live from the `Step` of its prefill to its release. `decode` takes no argument because a compiled graph has
 no way to leave a live slot out: absent rows would be overwritten (optimum-neuron 0.4.5 does exactly that).
+
+A call that raises costs the requests it worked for, and no others: `prefill` the one it was given, `decode` all live
+ones. Their slots are released at once, and whatever the call has left in them must not reach the next prompts there. A
+backend that cannot go on raises `BackendLost`. It is taken for lost, too, where `release` raises, where a call takes
+longer than `--step-timeout-s`, and where it fails three times in a row and then does not pass `selfcheck.check`.
 """
 
 from __future__ import annotations
@@ -86,4 +91,4 @@ class Backend(Protocol):
         """Advance every live slot by one token in one forward pass."""
 
     def release(self, slot: int) -> None:
-        """Free a live slot, or one whose prefill was cut short; others are left alone."""
+        """Free a live slot, or one whose prefill was cut short or has raised; others are left alone. Never raises."""

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from server.backends.base import Sampling, Score
+from server.errors import RequestError
 
 
 class FinishReason(StrEnum):
@@ -20,7 +21,7 @@ class FinishReason(StrEnum):
     STOP = "stop_sequence"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nobody writes to it; but frozen, it would take a microsecond more to make
 class Token:
     """One token on its way out. `text` is what became readable with it: "" while a character is incomplete."""
 
@@ -36,7 +37,7 @@ class Token:
 class Failure:
     """The request ends without a last token."""
 
-    error: Exception
+    error: RequestError
 
 
 Delivery = Token | Failure
@@ -51,6 +52,7 @@ class Task:
     max_new_tokens: int
     sampling: Sampling
     stop: tuple[str, ...] = ()
+    operation: str = "text_completion"  # or "chat": OpenTelemetry's words, for the metrics
 
     def __post_init__(self) -> None:
         if not self.token_ids:  # a forward pass over nothing would end the engine
@@ -59,7 +61,9 @@ class Task:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """A task on its way. Instants are monotonic seconds; None until reached. The engine's thread alone writes them."""
+    """A task on its way. Instants are monotonic seconds; None until reached. The engine's thread alone writes them;
+    the outcome is also its stream's to write, where it is left before its end.
+    """
 
     id: str
     task: Task
@@ -72,15 +76,20 @@ class Request:
     new_tokens: int = 0
     prompt_scores: tuple[Score, ...] = ()  # where asked for, from the first token on
     batch_sizes: Counter[int] = field(default_factory=Counter)  # decode steps by the number of slots that were live
+    outcome: str | None = None  # once it has ended: "success", "dropped", or the `error_type` of its failure
 
     def timing(self) -> dict[str, Any]:
-        """Where the time went, in seconds: what `x-tokenclock-timing` carries once the request has ended."""
-        started = self.prefill_started_s or self.arrived_s
-        first = self.first_token_s or started
+        """Where the time went, in seconds: what `x-tokenclock-timing` carries once the request has ended.
+
+        queue_s + prefill_s + decode_s = last token − arrival, to the rounding.
+        """
+        started = self.arrived_s if self.prefill_started_s is None else self.prefill_started_s
+        first = started if self.first_token_s is None else self.first_token_s
+        last = first if self.last_token_s is None else self.last_token_s
         return {
             "request_id": self.id,
             "queue_s": round(started - self.arrived_s, 6),
             "prefill_s": round(first - started, 6),
-            "decode_s": round((self.last_token_s or first) - first, 6),
+            "decode_s": round(last - first, 6),
             "batch_sizes": {str(size): steps for size, steps in sorted(self.batch_sizes.items())},
         }

@@ -104,6 +104,49 @@ def test_sixteen_texts_that_join_and_leave_equal_transformers_one_by_one(
     assert [text.tokens for text in queue] == [right(folder, text.prompt, text.wanted) for text in queue]
 
 
+@pytest.mark.parametrize("on_device", [True, False], ids=["device", "host"])
+@pytest.mark.parametrize("verb", ["prefill", "decode"])
+def test_what_a_failed_call_left_in_the_cache_reaches_no_later_text(
+    monkeypatch: pytest.MonkeyPatch,
+    compiled: Compiled,
+    backend_of: Any,
+    right: Right,
+    gqa_folder: Path,
+    verb: str,
+    on_device: bool,
+):
+    from tests.neuron_contract.compiled import boundary
+
+    model = compiled(gqa_folder, on_device_sampling=on_device)
+    backend = backend_of(model)
+    live = range(3) if verb == "prefill" else range(4)
+    tokens = {slot: [backend.prefill(slot, [9, slot, 8], GREEDY).token_id] for slot in live}
+    forward = model.forward
+
+    def fails(**inputs: Any) -> Any:
+        forward(**inputs)
+        raise RuntimeError("the runtime says no")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(model, "forward", fails)
+        with pytest.raises(RuntimeError):
+            backend.prefill(3, [9, 3, 8], GREEDY) if verb == "prefill" else backend.decode()
+    lost = [3] if verb == "prefill" else list(live)
+    for slot in lost:
+        backend.release(slot)
+        for tensor in boundary(model).kv:
+            tensor[slot] = 1e3
+    for _ in range(4):
+        for slot, step in backend.decode().items():
+            tokens[slot].append(step.token_id)
+    for slot in set(live) - set(lost):  # a prompt's failure is not its neighbours'
+        assert tokens[slot] == right(gqa_folder, [9, slot, 8], 5)
+        backend.release(slot)
+    queue = texts(8, longest_prompt=32, length=64)
+    run(backend, queue, slots_from_the_top=True)
+    assert [text.tokens for text in queue] == [right(gqa_folder, text.prompt, text.wanted) for text in queue]
+
+
 def test_a_graph_call_has_all_rows_in_the_order_of_slots(compiled: Compiled, backend_of: Any, gqa_folder: Path):
     from tests.neuron_contract.compiled import boundary
 

@@ -148,7 +148,9 @@ def test_few_tokens_lose_the_least_likely_where_their_probabilities_add_up_to_mo
     lost = 0
     for _ in range(200):
         logits = torch.randn(8, generator=generator)
-        above = bool((logits.topk(3).values.softmax(-1).cumsum(0) > 1).any())
+        # Over all eight, as there: how a sum is rounded depends on its length, and on the CPU.
+        few = logits.topk(8).values.index_fill(0, torch.arange(3, 8), -torch.inf)
+        above = bool((few.softmax(-1).cumsum(0) > 1).any())
         rows = torch.tensor([[3, 1.0, 1.0]] * 512 + [[8, 0.5, 1.0]])
         drawn = set(sample(logits.repeat(513, 1), rows)[:-1].tolist())
         assert drawn == set(logits.topk(2 if above else 3).indices.tolist())

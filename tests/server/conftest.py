@@ -16,7 +16,7 @@ import uvicorn
 from server.app import create_app
 from server.backends.base import Backend
 from server.demo import write_model
-from server.lifecycle import Http1, Server
+from server.lifecycle import Server, patient
 from server.loading import load
 from server.settings import Settings
 from server.tokenizer import Tokenizer
@@ -80,7 +80,9 @@ def serve() -> Callable[..., AbstractContextManager[httpx.Client]]:
         app = create_app(settings, loader)
         listener = socket.create_server(("127.0.0.1", 0))
         server = Server(
-            uvicorn.Config(app, http=Http1, ws="none", log_config=None), app.state.service, settings.grace_s
+            uvicorn.Config(app, http=patient(settings.read_timeout_s), ws="none", log_config=None),
+            app.state.service,
+            settings.grace_s,
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -19,9 +19,13 @@ COMMAND = (sys.executable, "-m", "server", "serve", "--port", "0")
 
 @contextmanager
 def process(
-    *options: str, command: Sequence[str] = COMMAND, environment: Mapping[str, str] | None = None
+    *options: str,
+    command: Sequence[str] = COMMAND,
+    environment: Mapping[str, str] | None = None,
+    log: list[str] | None = None,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server process and its URL, as soon as it says where it listens."""
+    """A server process and its URL, as soon as it says where it listens. Its log lines are put into `log`."""
+    log = [] if log is None else log
     running = subprocess.Popen(
         [*command, *options],
         stdout=subprocess.PIPE,
@@ -31,10 +35,13 @@ def process(
     )
     assert running.stdout is not None
     assert running.stderr is not None
+    reader: threading.Thread | None = None
     try:
         for line in running.stderr:
+            log.append(line)
             if found := re.search(r"listening on (\S+),", line):
-                threading.Thread(target=running.stderr.read, daemon=True).start()  # or the pipe fills up
+                reader = threading.Thread(target=lambda: log.extend(running.stderr or ()), daemon=True)
+                reader.start()  # or the pipe fills up
                 yield running, found[1]
                 break
         else:
@@ -43,6 +50,8 @@ def process(
         if running.poll() is None:
             running.kill()
         running.wait()
+        if reader is not None:
+            reader.join(10)
         running.stdout.close()
         running.stderr.close()
 

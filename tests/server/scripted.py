@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 
 from server.backends.base import Limits, Sampling, Step
 
@@ -10,13 +11,25 @@ from server.backends.base import Limits, Sampling, Step
 class ScriptedBackend:
     """Each prompt's own ids are its answer, from the second on, round and round. Keeps a log of every call.
 
-    `chunks` prefill calls are needed for a prompt; `fail_after` decode steps it breaks.
+    `chunks` prefill calls are needed for a prompt; `fail_after` decode steps it breaks. `before` is called with the
+    verb of every call: it may raise, take its time, or move a clock.
     """
 
-    def __init__(self, slots: int = 4, chunks: int = 1, fail_after: int | None = None) -> None:
-        self.limits = Limits(slots, 99, 100, 256, frozenset({"ignore_eos"}))
+    def __init__(
+        self,
+        slots: int = 4,
+        chunks: int = 1,
+        fail_after: int | None = None,
+        before: Callable[[str], None] = lambda verb: None,
+        keep_log: bool = True,
+        vocabulary: int = 256,
+        longest: int = 100,
+    ) -> None:
+        self.limits = Limits(slots, longest - 1, longest, vocabulary, frozenset({"ignore_eos"}))
+        self._before = before
+        self._raised: set[int] = set()  # slots whose prefill has raised: they may be released, too
         self.about = {"name": "scripted"}
-        self.log: list[tuple[str, int]] = []
+        self.log: list[tuple[str, int]] | deque[tuple[str, int]] = [] if keep_log else deque(maxlen=1)
         self._chunks = chunks
         self._left: dict[int, int] = {}  # slot -> chunks still to come
         self._live: dict[int, tuple[Sequence[int], int]] = {}
@@ -25,6 +38,9 @@ class ScriptedBackend:
     def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step | None:
         assert slot not in self._live, f"slot {slot} is live"
         self.log.append(("prefill", slot))
+        self._raised.add(slot)
+        self._before("prefill")
+        self._raised.discard(slot)
         left = self._left.get(slot, self._chunks) - 1
         self._left[slot] = left
         if left:
@@ -35,6 +51,7 @@ class ScriptedBackend:
 
     def decode(self) -> Mapping[int, Step]:
         self.log.append(("decode", len(self._live)))
+        self._before("decode")
         if self._fail_after is not None:
             self._fail_after -= 1
             if self._fail_after < 0:
@@ -43,7 +60,9 @@ class ScriptedBackend:
 
     def release(self, slot: int) -> None:
         self.log.append(("release", slot))
-        assert slot in self._live or slot in self._left, f"slot {slot} is not in use"
+        self._before("release")
+        assert slot in self._live or slot in self._left or slot in self._raised, f"slot {slot} is not in use"
+        self._raised.discard(slot)
         self._live.pop(slot, None)
         self._left.pop(slot, None)
 

@@ -23,6 +23,7 @@ from server.engine.engine import Batch, Engine
 from server.engine.request import Delivery, Failure, FinishReason, Request, Task, Token
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer
+from tests.fault_server import Stumbling
 
 SLOTS = 4
 
@@ -44,11 +45,12 @@ class Collector:
 class Running:
     """An engine over a model folder, and the requests sent to it."""
 
-    def __init__(self, folder: Path, slots: int = SLOTS) -> None:
+    def __init__(self, folder: Path, slots: int = SLOTS, fail_every: int | None = None) -> None:
         self.tokenizer = Tokenizer.load(str(folder))
         self.backend = TransformersBackend.load(str(folder), slots, 512, 1, self.tokenizer.eos_token_ids)
+        served: Any = self.backend if fail_every is None else Stumbling(self.backend, fail_every, seed=7)
         self.collector = Collector()
-        self.engine = Engine(self.backend, self.tokenizer, self.collector, Metrics(), lambda error: None)
+        self.engine = Engine(served, self.tokenizer, self.collector, Metrics(), lambda error: None)
         self.engine.start()
 
 
@@ -118,6 +120,31 @@ def test_sixteen_greedy_requests_that_join_and_leave_mid_decode_equal_generate_o
         assert "".join(token.text for token in answer if not token.special) == running.tokenizer.decode(expected)
         ended = FinishReason.EOS if expected[-1] in running.tokenizer.eos_token_ids else FinishReason.LENGTH
         assert answer[-1].finish is ended
+
+
+def test_what_a_failed_call_left_in_the_cache_reaches_no_later_text(demo_folder: Path):
+    # One call of twelve raises: before, within (its rows full of NaN), or after its work.
+    running = Running(demo_folder, fail_every=12)
+    prompts = [prompt(running, 3 + 9 * (i % 12), i) for i in range(80)]
+    # Before anything is sent: a failure strikes whoever uses the model.
+    rights = [oracle(running, ids, 9, do_sample=False, min_new_tokens=9) for ids in prompts]
+    sent = [Sent(running, ids, 1 + i % 9, Sampling(ignore_eos=True)) for i, ids in enumerate(prompts)]
+    failed = 0
+    for i, each in enumerate(sent):
+        ids, last = [], None
+        while last is None:
+            delivery = each.inbox.get(timeout=60)
+            if isinstance(delivery, Failure):
+                last = delivery
+            else:
+                ids.append(delivery.id)
+                last = delivery.finish
+        failed += isinstance(last, Failure)
+        new_tokens = 1 + i % 9
+        assert ids == rights[i][: len(ids)], f"request {i}"
+        assert isinstance(last, Failure) or len(ids) == new_tokens
+    running.engine.stop(10)
+    assert 10 < failed < 60
 
 
 @pytest.mark.parametrize(

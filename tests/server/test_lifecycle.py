@@ -52,7 +52,7 @@ def test_health_is_503_from_the_first_moment_until_the_model_is_loaded(demo_fold
 
 
 @pytest.mark.e2e
-def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(demo_folder: Path):
+def test_sigterm_new_requests_get_503_running_ones_finish_within_the_grace_time_then_exit_0(demo_folder: Path):
     with (
         process("--model", str(demo_folder), "--slots", "2", "--threads", "1") as (running, url),
         httpx.Client(base_url=url, timeout=60) as client,
@@ -66,7 +66,7 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(demo_folder: 
         ]
         for thread in threads:
             thread.start()
-        while "tgi_batch_current_size 2.0" not in client.get("/metrics").text:
+        while not {"tgi_batch_current_size 2.0", "tgi_queue_size 1.0"} <= {*client.get("/metrics").text.splitlines()}:
             time.sleep(0.01)
         running.send_signal(signal.SIGTERM)
         while (
@@ -148,19 +148,24 @@ def scripted(tokenizer_folder: Path, backend: ScriptedBackend) -> Any:
     return lambda settings: (backend, Tokenizer.load(str(tokenizer_folder)))
 
 
-def test_a_backend_that_breaks_ends_its_requests_with_424_and_health_with_503_for_good(
+def test_a_backend_that_cannot_go_on_ends_its_requests_with_424_and_health_with_503_for_good(
     serve: Any, splitting_folder: Path
 ):
     backend = ScriptedBackend(fail_after=5)
     settings = Settings(slots=4, max_total_tokens=100)
     with serve(settings, scripted(splitting_folder, backend)) as client:
         body = {"inputs": "hello", "parameters": {"max_new_tokens": 30, "ignore_eos": True}}
-        reply = client.post("/generate", json=body)
-        assert (reply.status_code, reply.json()["error_type"]) == (424, "generation")
-        assert "the device is gone" in reply.json()["error"]
+        for _ in range(3):  # then its self-check fails, too
+            assert client.get("/health").status_code == 200
+            reply = client.post("/generate", json=body)
+            assert (reply.status_code, reply.json()["error_type"]) == (424, "generation")
+            assert "the device is gone" in reply.json()["error"]
+        while client.get("/health").status_code == 200:
+            pass  # the self-check runs
         for _ in range(3):
-            assert client.get("/health").status_code == 503
-            assert client.post("/generate", json=body).status_code == 503
+            for reply in (client.get("/health"), client.post("/generate", json=body)):
+                assert reply.status_code == 503
+                assert reply.json()["error"].startswith("unhealthy: the backend cannot go on: 3 decode calls in a row")
 
 
 def test_a_backend_that_breaks_mid_stream_ends_the_stream_with_an_error_event(serve: Any, splitting_folder: Path):
@@ -185,7 +190,7 @@ def test_a_client_that_leaves_frees_its_slot_for_the_next(serve: Any, demo_folde
             next(reply.iter_lines())
         answer = client.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 2}})
         assert answer.status_code == 200
-        assert 'tgi_request_failure_total{err="dropped"} 1.0' in client.get("/metrics").text
+        assert 'tgi_request_failure{err="dropped"} 1.0' in client.get("/metrics").text
 
 
 def test_more_requests_than_the_server_takes_get_429_and_the_others_finish(serve: Any, demo_folder: Path):
@@ -217,7 +222,7 @@ def test_a_client_that_hangs_up_on_a_plain_request_frees_its_slot_too(serve: Any
                 client.post("/generate", json=body, timeout=0.3)
         answer = client.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 2}})
         assert answer.status_code == 200
-        assert 'tgi_request_failure_total{err="dropped"} 3.0' in client.get("/metrics").text
+        assert 'tgi_request_failure{err="dropped"} 3.0' in client.get("/metrics").text
 
 
 STUCK = """
@@ -255,6 +260,24 @@ def test_a_step_that_does_not_end_is_left_behind_and_its_clients_are_told(splitt
             assert "the server was stopped" in reply.read().decode()
         assert running.wait(timeout=30) == 0
         assert time.monotonic() - began < 30, "what SageMaker allows"
+
+
+def test_a_call_that_does_not_come_back_is_a_lost_backend(serve: Any, splitting_folder: Path):
+    leave = threading.Event()
+
+    def before(verb: str) -> None:
+        if verb == "decode":
+            leave.wait(30)
+
+    with serve(Settings(step_timeout_s=0.2), scripted(splitting_folder, ScriptedBackend(before=before))) as client:
+        body = {"inputs": "hello", "parameters": {"max_new_tokens": 30, "ignore_eos": True}}
+        reply = client.post("/generate", json=body)
+        assert (reply.status_code, reply.json()["error_type"]) == (424, "generation")
+        for reply in (client.get("/health"), client.post("/generate", json=body)):
+            assert reply.status_code == 503
+            assert "a call of it takes longer than 0.2 s" in reply.json()["error"]
+        leave.set()
+        assert client.get("/health").status_code == 503
 
 
 class SlowBackend(ScriptedBackend):
@@ -297,12 +320,12 @@ def test_a_stream_that_speaks_needs_no_comments(serve: Any, splitting_folder: Pa
     assert ":\n\n" not in stream
 
 
-def test_a_backend_that_breaks_leaves_counters_that_add_up(serve: Any, splitting_folder: Path):
+def test_a_backend_that_fails_leaves_counters_that_add_up(serve: Any, splitting_folder: Path):
     with serve(Settings(), scripted(splitting_folder, ScriptedBackend(fail_after=2))) as client:
         client.post("/generate", json={"inputs": "hello", "parameters": {"max_new_tokens": 30, "ignore_eos": True}})
         metrics = client.get("/metrics").text
-    assert "tgi_request_count_total 1.0" in metrics
-    assert 'tgi_request_failure_total{err="generation"} 1.0' in metrics
+    assert "tgi_request_count 1.0" in metrics
+    assert 'tgi_request_failure{err="generation"} 1.0' in metrics
     assert "tgi_queue_size 0.0" in metrics
 
 

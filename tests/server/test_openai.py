@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.engine.engine import FAILURES
 from server.settings import Settings
 from server.tokenizer import Tokenizer
 from tests.server.scripted import ScriptedBackend
@@ -355,6 +356,8 @@ def test_a_failure_mid_stream_is_an_error_event_before_the_end(serve: Any, split
         assert (said["type"], said["code"]) == ("server_error", "generation")
         assert "the device is gone" in said["message"]
         assert client.get("/v1/models").status_code == 200
+        for _ in range(FAILURES - 1):  # then the self-check fails, too
+            assert client.post("/v1/completions", json=asked).status_code == 200
         late = client.post("/v1/completions", json=asked)
         assert (late.status_code, late.json()["error"]["code"]) == (503, "unavailable")
 
@@ -376,5 +379,5 @@ def test_all_texts_of_a_request_are_taken_or_none(serve: Any, demo_folder: Path)
             time.sleep(0.02)
         assert client.post("/v1/completions", json={"prompt": ["c", "d"], "max_tokens": 1}).status_code == 200
         metrics = client.get("/metrics").text
-    assert 'tgi_request_failure_total{err="dropped"} 2.0' in metrics
-    assert "tgi_request_count_total 5.0" in metrics, "one for each text, one for the refused request"
+    assert 'tgi_request_failure{err="dropped"} 2.0' in metrics
+    assert "tgi_request_count 5.0" in metrics, "one for each text, one for the refused request"

@@ -43,7 +43,7 @@ def test_every_route_answers_as_described(served: httpx.Client, tmp_path: Path):
     # It would pass against a server that refuses everything, too.
     assert int(re.search(r"(\d+) generated", done.stdout)[1]) > 1000  # type: ignore[index]
     metrics = served.get("/metrics").text.splitlines()
-    succeeded = next(line.split()[1] for line in metrics if line.startswith("tgi_request_success_total "))
+    succeeded = next(line.split()[1] for line in metrics if line.startswith("tgi_request_success "))
     assert float(succeeded) > 50
 
 

@@ -198,13 +198,13 @@ def test_metrics_count_requests_tokens_and_first_tokens(demo: httpx.Client):
         return float(next(line for line in lines if line.startswith(name + " ")).split()[1])
 
     names = (
-        "tgi_request_count_total",
-        "tgi_request_success_total",
-        "vllm:generation_tokens_total",
-        "vllm:prompt_tokens_total",
-        "vllm:time_to_first_token_seconds_count",
-        "vllm:inter_token_latency_seconds_count",
-        'tgi_request_failure_total{err="validation"}',
+        "tgi_request_count",
+        "tgi_request_success",
+        "tokenclock_output_tokens_total",
+        "tokenclock_input_tokens_total",
+        "tgi_request_queue_duration_count",
+        "tokenclock_inter_token_latency_seconds_count",
+        'tgi_request_failure{err="validation"}',
     )
     demo.post("/generate", json={"inputs": ""})  # so that the last series exists
     before = [value(name) for name in names]
@@ -317,9 +317,9 @@ def test_a_request_id_that_cannot_be_echoed_is_refused(demo: httpx.Client, reque
 def test_every_request_is_counted_once_and_has_one_outcome(demo: httpx.Client):
     def values() -> tuple[float, float]:
         samples = [line.rsplit(" ", 1) for line in demo.get("/metrics").text.splitlines() if not line.startswith("#")]
-        outcomes = ("tgi_request_success_total", "tgi_request_failure_total")
+        outcomes = ("tgi_request_success", "tgi_request_failure")
         return (
-            sum(float(value) for name, value in samples if name == "tgi_request_count_total"),
+            sum(float(value) for name, value in samples if name == "tgi_request_count"),
             sum(float(value) for name, value in samples if name.startswith(outcomes)),
         )
 

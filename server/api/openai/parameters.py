@@ -196,6 +196,7 @@ def tasks(
     if wanted is not None and wanted < 1:
         refuse(name, f"must be at least 1. Given: {wanted}")
     made, stop = [], stops(body)
+    operation = "chat" if isinstance(body, ChatRequest) else "text_completion"
     for text, token_ids in prompts:
         if not token_ids:
             refuse(param, "cannot be empty")
@@ -208,7 +209,7 @@ def tasks(
                 "min_tokens", f"must be at most {new_tokens}, which is all that may follow. Given: {body.min_tokens}"
             )
         made += [
-            Task(text, tuple(token_ids), new_tokens, drawn(sampling, limits, choice), stop)
+            Task(text, tuple(token_ids), new_tokens, drawn(sampling, limits, choice), stop, operation)
             for choice in range(body.n or 1)
         ]
     return made

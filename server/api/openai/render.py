@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
+
+import orjson
 
 from server import __version__
 from server.api import refusals, replies, sse
@@ -30,8 +32,8 @@ Row = tuple[int, int, Score | None]  # token id, character it begins at, score
 class Choice(Protocol):
     """One text on its way, in one route's shapes."""
 
-    def deltas(self, token: Token) -> list[dict[str, Any]]:
-        """The choices of the chunks that a token brings."""
+    def deltas(self, token: Token) -> list[bytes]:
+        """The choices of the chunks that a token brings, as JSON."""
 
     def whole(self, tokens: Sequence[Token]) -> dict[str, Any]:
         """The choice of a plain answer."""
@@ -50,15 +52,18 @@ class ChatChoice:
         self._logprobs = bool(body.logprobs)
         self._visible = Visible(request.task.stop)
         self._tokenizer = tokenizer
+        self._plain = b'{"index":%d,"delta":{"content":%%b},"logprobs":null,"finish_reason":null}' % index
 
-    def deltas(self, token: Token) -> list[dict[str, Any]]:
-        made = [self._delta({"role": "assistant", "content": ""})] if token.index == 1 else []
+    def deltas(self, token: Token) -> list[bytes]:
         content = visible_text(self._visible, token)
+        if token.index > 1 and token.finish is None and not self._logprobs:
+            return [self._plain % orjson.dumps(content)]
+        made = [self._delta({"role": "assistant", "content": ""})] if token.index == 1 else []
         if content or not ends_silently(token):
             made.append(self._delta({"content": content}, self._told([token])))
         if token.finish is not None:
             made.append(self._delta({}, finish=REASONS[token.finish]))
-        return made
+        return [orjson.dumps(choice) for choice in made]
 
     def whole(self, tokens: Sequence[Token]) -> dict[str, Any]:
         content = "".join(visible_text(self._visible, token) for token in tokens)
@@ -101,9 +106,12 @@ class CompletionChoice:
         self._visible = Visible(request.task.stop)
         self._tokenizer = tokenizer
         self._offset = len(self._echoed)  # characters of the text so far
+        self._plain = b'{"index":%d,"text":%%b,"logprobs":null,"finish_reason":null}' % index
 
-    def deltas(self, token: Token) -> list[dict[str, Any]]:
-        return [self._choice([token], first=token.index == 1)]
+    def deltas(self, token: Token) -> list[bytes]:
+        if token.index > 1 and token.finish is None and not self._logprobs:
+            return [self._plain % orjson.dumps(visible_text(self._visible, token))]
+        return [orjson.dumps(self._choice([token], first=token.index == 1))]
 
     def whole(self, tokens: Sequence[Token]) -> dict[str, Any]:
         return self._choice(tokens, first=True)
@@ -166,13 +174,23 @@ class Answer:
     """All choices of one request, as one plain answer or as chunks."""
 
     def __init__(
-        self, kind: str, body: OpenAiRequest, stream: Stream, choices: Sequence[Choice], model: str, prompt_tokens: int
+        self,
+        kind: str,
+        body: OpenAiRequest,
+        stream: Stream,
+        choices: Sequence[Choice],
+        model: str,
+        prompt_tokens: int,
+        timing: bool,
     ) -> None:
-        """`kind` is `chat.completion` or `text_completion`; `prompt_tokens` counts every prompt once."""
+        """`kind` is `chat.completion` or `text_completion`; `prompt_tokens` counts every prompt once; with `timing`, a
+        stream ends with where the time went.
+        """
         self._stream = stream
         self._choices = choices
         self._prompt_tokens = prompt_tokens
-        self._options = body.stream_options
+        self._timing = timing
+        self._tokens = 0  # streamed so far
         chat = kind == "chat.completion"
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{stream.request_id}",
@@ -181,32 +199,32 @@ class Answer:
             "model": model,
             "system_fingerprint": FINGERPRINT,
         }
+        options = body.stream_options
+        self._counts_always = options is not None and bool(options.continuous_usage_stats)
+        self._counts = options is not None and bool(options.include_usage)
+        # A chunk is the same but for its choice: what stands before it, and after it.
+        self._lead = b"data: " + orjson.dumps({**self._head, "choices": []}).removesuffix(b"]}")
+        self._tail = b'],"usage":null}\n\n' if self._counts else b"]}\n\n"
 
     def whole(self, texts: Sequence[Sequence[Token]]) -> dict[str, Any]:
         choices = [choice.whole(tokens) for choice, tokens in zip(self._choices, texts, strict=True)]
         return {**self._head, "choices": choices, "usage": self._usage(sum(map(len, texts)))}
 
-    async def events(self, timing: bool) -> AsyncIterator[bytes]:
-        """The bytes of a stream. A failure after the first byte can only be an event: the status is sent already."""
-        options = self._options
-        asked = options is not None and bool(options.include_usage)
-        always = options is not None and bool(options.continuous_usage_stats)
-        tokens = 0
-        try:
-            async for index, token in self._stream:
-                tokens += 1
-                usage = {"usage": self._usage(tokens) if always else None} if asked or always else {}
-                yield b"".join(
-                    sse.event({**self._head, "choices": [choice], **usage})
-                    for choice in self._choices[index].deltas(token)
-                )
-            if asked:
-                yield sse.event({**self._head, "choices": [], "usage": self._usage(tokens)})
-            if timing:
-                yield replies.timing_event(self._stream)
-        except RequestError as error:
-            yield sse.event(refusals.openai_error(error)[1])
-        yield sse.DONE
+    # server.api.replies.Events
+
+    def token(self, index: int, token: Token) -> bytes:
+        self._tokens += 1
+        tail = self._tail
+        if self._counts_always:
+            tail = b'],"usage":%b}\n\n' % orjson.dumps(self._usage(self._tokens))
+        return b"".join([self._lead + choice + tail for choice in self._choices[index].deltas(token)])
+
+    def end(self) -> bytes:
+        usage = sse.event({**self._head, "choices": [], "usage": self._usage(self._tokens)}) if self._counts else b""
+        return usage + (replies.timing_event(self._stream) if self._timing else b"") + sse.DONE
+
+    def failure(self, error: RequestError) -> bytes:
+        return sse.event(refusals.openai_error(error)[1]) + sse.DONE
 
     def _usage(self, new_tokens: int) -> dict[str, int]:
         return {

@@ -72,9 +72,9 @@ async def replied(kind: str, body: OpenAiRequest, call: Call, stream: Stream, ch
     prompted = [request.task for request in stream.requests[:: body.n or 1]]  # every prompt once
     prompts = [task.prompt for task in prompted]
     prompt_tokens = sum(len(task.token_ids) for task in prompted)
-    answer = Answer(kind, body, stream, choices, call.service.model_name, prompt_tokens)
+    answer = Answer(kind, body, stream, choices, call.service.model_name, prompt_tokens, call.wants_timing)
     if body.stream:
-        return replies.StreamReply(call, stream, prompts, answer.events(call.wants_timing))
+        return replies.StreamReply(call, stream, prompts, answer)
     texts = await replies.whole(call, stream)
     if texts is None:
         return Response(status_code=replies.CLIENT_CLOSED_REQUEST)

@@ -5,8 +5,10 @@ Source: huggingface/text-generation-inference 3.3.6-dev0, router/src/lib.rs and 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+import orjson
 
 from server.api import refusals, replies, sse
 from server.api.tgi.schemas import GenerateRequest
@@ -15,34 +17,53 @@ from server.errors import RequestError
 from server.service import Stream
 from server.tokenizer import Tokenizer
 
+#: The event of a token that is neither special nor the last, of a text whose likeliest tokens aren't asked for.
+PLAIN = (
+    b'data: {"index":%d,"token":{"id":%d,"text":%b,"logprob":%b,"special":false},'
+    b'"generated_text":null,"details":null}\n\n'
+)
 
-async def events(body: GenerateRequest, stream: Stream, timing: bool) -> AsyncIterator[bytes]:
-    """The bytes of a stream. A failure after the first byte can only be an event: the status is sent already."""
-    (request,) = stream.requests
-    texts: list[str] = []
-    try:
-        async for _, token in stream:
-            if not token.special:
-                texts.append(token.text)
-            event: dict[str, Any] = {"index": token.index, "token": shown(token, stream.tokenizer)}
-            if top := top_tokens(token, stream.tokenizer):
-                event["top_tokens"] = top
-            event["generated_text"] = event["details"] = None
-            if token.finish is not None:
-                event["generated_text"] = prefix(body) + "".join(texts)
-                if body.parameters.details:
-                    event["details"] = {
-                        "finish_reason": token.finish,
-                        "generated_tokens": token.index,
-                        "seed": request.task.sampling.seed,
-                        "input_length": len(request.task.token_ids),
-                    }
-            yield sse.event(event)
-    except RequestError as error:
-        yield sse.event(refusals.tgi_error(error)[1])
-        return
-    if timing:
-        yield replies.timing_event(stream)
+
+class TgiEvents:
+    """The bytes of a stream: one event a token."""
+
+    def __init__(self, body: GenerateRequest, stream: Stream, timing: bool) -> None:
+        (self._request,) = stream.requests
+        self._body = body
+        self._stream = stream
+        self._timing = timing
+        self._texts: list[str] = []
+
+    def token(self, index: int, token: Token) -> bytes:
+        if not token.special:
+            self._texts.append(token.text)
+        score = token.score
+        if token.special or token.finish is not None or (score is not None and score.top):
+            return sse.event(self._event(token))
+        logprob = b"null" if score is None else orjson.dumps(score.logprob)
+        return PLAIN % (token.index, token.id, orjson.dumps(token.text), logprob)
+
+    def _event(self, token: Token) -> dict[str, Any]:
+        event: dict[str, Any] = {"index": token.index, "token": shown(token, self._stream.tokenizer)}
+        if top := top_tokens(token, self._stream.tokenizer):
+            event["top_tokens"] = top
+        event["generated_text"] = event["details"] = None
+        if token.finish is not None:
+            event["generated_text"] = prefix(self._body) + "".join(self._texts)
+            if self._body.parameters.details:
+                event["details"] = {
+                    "finish_reason": token.finish,
+                    "generated_tokens": token.index,
+                    "seed": self._request.task.sampling.seed,
+                    "input_length": len(self._request.task.token_ids),
+                }
+        return event
+
+    def end(self) -> bytes:
+        return replies.timing_event(self._stream) if self._timing else b""
+
+    def failure(self, error: RequestError) -> bytes:
+        return sse.event(refusals.tgi_error(error)[1])
 
 
 def likeliest(texts: Sequence[Sequence[Token]]) -> int:

@@ -17,7 +17,7 @@ from server.api.openai.schemas import ChatRequest
 from server.api.refusals import TGI_RESPONSES
 from server.api.served import Call, Called, Served, admit
 from server.api.tgi.parameters import tasks_of
-from server.api.tgi.render import answer, events, likeliest
+from server.api.tgi.render import TgiEvents, answer, likeliest
 from server.api.tgi.schemas import (
     ChatTokenizeResponse,
     CompatGenerateRequest,
@@ -87,7 +87,7 @@ async def plainly(body: GenerateRequest, call: Call, in_a_list: bool = False) ->
 async def streamed(body: GenerateRequest, call: Call) -> Response:
     most = call.service.settings.max_client_batch_size
     stream = await admit(call, lambda engine: tasks_of(body, engine, True, most))
-    return replies.StreamReply(call, stream, [body.inputs], events(body, stream, call.wants_timing))
+    return replies.StreamReply(call, stream, [body.inputs], TgiEvents(body, stream, call.wants_timing))
 
 
 @router.post("/tokenize", response_model=list[SimpleToken], openapi_extra=request_body(GenerateRequest))
