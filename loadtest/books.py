@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 from gevent.queue import JoinableQueue
 
+from loadtest.monitor import three_digits
 from loadtest.sample import Sample
 from loadtest.stats import itl_s, latency_s, ttft_s
 from loadtest.verdict import Verdict
@@ -25,11 +26,6 @@ MOST_BEHIND = 4096  # samples of which memory is kept; a sample of 128 tokens ha
 
 class NotComplete(Exception):
     """What locust's table and failure list show for a request whose verdict isn't `complete`."""
-
-
-def three_digits(milliseconds: float) -> float:
-    """Locust's histogram keys with three significant digits: its own two would store a gap of 3.46 ms as 3."""
-    return float(f"{milliseconds:.3g}")
 
 
 def log_all(entry: Any, milliseconds: Sequence[float]) -> None:

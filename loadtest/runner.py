@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 from locust.env import Environment
 from locust.exception import RescheduleTaskImmediately, StopUser
 
-from loadtest.books import Books, collected_in_the_books, three_digits
+from loadtest.books import Books, collected_in_the_books
 from loadtest.dispatch import Dispatch, drained
 from loadtest.endpoints.base import Endpoint
 from loadtest.measure import measure
+from loadtest.monitor import three_digits
 from loadtest.sample import Sample
 from loadtest.transport.base import Connect, Connection, Target, Timeouts, TransportError, monotonic_ns
 from loadtest.verdict import Verdict
