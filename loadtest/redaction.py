@@ -42,7 +42,8 @@ CREDENTIAL = re.compile(
 #: `authorization: Bearer X`, `"api_key": "X"`.
 SPOKEN = re.compile(
     r"(--?[\w-]*?(?:key|token|secret|password|auth)(?:=|\s+)|\b\w*(?:KEY|TOKEN|SECRET|PASSWORD)="
-    r"|(?i:authorization:\s*(?:\w+\s+(?=\S))?|\b(?:bearer|basic)\s+|\b[\w-]*(?:api[-_]?key|password|secret)\"?\s*:\s*))"
+    r"|(?i:authorization:\s*(?:\w+\s+(?=\S))?|\b(?:bearer|basic)\s+"
+    r"|(?<![\w-])(?:\w[\w-]*)?(?:api[-_]?key|password|secret)\"?\s*:\s*))"  # not the option in argparse's own messages
     r"(\"[^\"]*\"|'[^']*'|[^\s\"']+)"
 )
 

@@ -148,6 +148,11 @@ def test_an_option_that_is_not_there_is_repeated_without_its_key(words: str):
     assert spoken(f"unrecognized arguments: {words} --turbo 3").endswith("--turbo 3")
 
 
+def test_what_argparse_says_of_an_option_is_no_key():
+    said = "error: argument --api-key: the key is empty"
+    assert spoken(said) == said
+
+
 def test_what_a_library_logs_is_hidden_tracebacks_included(caplog: pytest.LogCaptureFixture):
     usual = logging.getLogRecordFactory()
     try:
