@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from locust.env import Environment
-from locust.exception import RescheduleTaskImmediately, StopUser
+from locust.exception import StopUser
 
 from loadtest.books import Books, collected_in_the_books
 from loadtest.dispatch import Dispatch, drained
@@ -76,7 +76,6 @@ class TokenUser(User):
             raise StopUser from error
         if sample is None or sample.verdict is Verdict.CANCELLED:
             raise StopUser
-        raise RescheduleTaskImmediately  # a wait of nothing would let all that arrives come before the next request
 
     def _measured(self, load: Load, connection: Connection) -> Sample | None:
         """One request of the plan, kept; None when there are no more."""
