@@ -3,6 +3,7 @@
 ```
 {"schema": 1, "run": "...", "plan": "published" | "to-1024" | null, "waves": 10 | null, "interrupted": false,
  "shared_prefix_tokens": 0,                                               what all synthetic prompts begin with
+ "http2": false,                                                          nothing but HTTP/2 was spoken, as --http2 asks
  "cells": [{"cell": {"config", "slots", "concurrency", "input_tokens", "new_tokens", "dataset"}, "label": "T 256→768",
             "waves": {"counted", "failed", "unfinished"} | null,          null outside waves
             "samples": {"steady", "complete", "failed"},                  steady phase

@@ -318,3 +318,11 @@ def test_a_first_frame_that_is_not_settings_is_no_http2():
     for first in (frame(4, flags=1), frame(6, b"12345678"), b"HTTP/1.1 400 Bad Request\r\n\r\n"):
         with pytest.raises(NotHttp, match="not HTTP/2"):
             Frames().incoming(first)
+
+
+def test_a_reset_behind_a_whole_answer_cuts_nothing_and_one_before_its_end_does():
+    for last, cut in ((frame(0, b"x", 1, 1), None), (frame(0, b"x", 0, 1), "the stream was reset (NO_ERROR)")):
+        frames = Frames()
+        frames.outgoing(frame(1, b"h", 1, 1))
+        frames.incoming(frame(4) + frame(1, b"h", 4, 1) + last + frame(3, bytes(4), 0, 1))
+        assert frames.cut == cut
