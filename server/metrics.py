@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -61,7 +61,9 @@ class Metrics:
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, backend: str = "", model: str = "") -> None:
+    def __init__(self, backend: str = "", model: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: that of the requests' instants, in seconds."""
+        self._clock = clock
         self.registry = CollectorRegistry()
         self.series: list[Series] = []
         of = self._served
@@ -267,7 +269,7 @@ class Metrics:
             cause = CAUSES.get(outcome, outcome)
             self.failed.inc(1, cause)
             self.aborted.inc(1, cause)
-            self.request.observe(time.monotonic() - request.arrived_s, *operation, cause)
+            self.request.observe(self._clock() - request.arrived_s, *operation, cause)
 
     def _succeeded(self, request: Request, operation: tuple[str, str, str]) -> None:
         started, first, last = request.prefill_started_s, request.first_token_s, request.last_token_s

@@ -156,7 +156,7 @@ class Service:
         self.engine: Engine | None = None  # until the model is loaded
         self._stuck = False  # the engine's thread was left in a step that did not end
         self.model_name = settings.served_model_name or settings.model or "demo"
-        self.metrics = Metrics(settings.backend, self.model_name)
+        self.metrics = Metrics(settings.backend, self.model_name, clock)
         self.started_s = int(time.time())  # Unix seconds
         self._load = load
         self._open: set[Stream] = set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from loadtest.transport.base import Connection, ConnectionBroken, HttpRequest, Read, Seen, Timeouts, causes
 
@@ -36,20 +37,22 @@ class Remedied:
         self.transport_name = ours.transport_name
 
     def ready(self, timeout_s: float) -> int | None:
-        try:
+        with self._remedy():
             return self._ours.ready(timeout_s)
-        except ConnectionBroken as error:
-            if (said := untrusted(self._transport, self._where, error)) is None:
-                raise
-            raise ConnectionBroken(said) from error
 
     def exchange(self, request: HttpRequest, seen: Seen, timeouts: Timeouts) -> Iterator[Read]:
-        try:
+        with self._remedy():
             yield from self._ours.exchange(request, seen, timeouts)
-        except ConnectionBroken as error:
-            if (said := untrusted(self._transport, self._where, error)) is None:
-                raise
-            raise ConnectionBroken(said) from error
 
     def close(self) -> None:
         self._ours.close()
+
+    @contextmanager
+    def _remedy(self) -> Iterator[None]:
+        """Raises: ConnectionBroken, with the remedy where a certificate wasn't trusted."""
+        try:
+            yield
+        except ConnectionBroken as error:
+            if (said := untrusted(self._transport, self._where, error)) is None:
+                raise
+            raise ConnectionBroken(said) from error
