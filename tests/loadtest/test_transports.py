@@ -233,6 +233,8 @@ def refusing(reply: bytes, context: ssl.SSLContext | None = None) -> Iterator[Ta
         with suppress(OSError):
             for wait_s in itertools.cycle((0, 0.1)):
                 peer, _ = listener.accept()
+                # As servers do. Else Nagle keeps the reply behind the unacknowledged TLS tickets, and `close` drops it.
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with suppress(OSError), peer if context is None else context.wrap_socket(peer, server_side=True) as by:
                     by.recv(1000)
                     by.sendall(reply)
