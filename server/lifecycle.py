@@ -14,12 +14,13 @@ import logging
 import os
 import re
 import socket
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.api.replies import CONNECTION
 from server.errors import SettingsError
@@ -68,6 +69,7 @@ class Http1(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # uvloop writes at once then, and not when all streams have had their turn
         self._set_alarm(self.read_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -90,14 +92,12 @@ class Http1(HttpToolsProtocol):
             data = OFFER.sub(rb"\1x-offer:", head[:complete]) + end + rest
         super().data_received(data)
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {CONNECTION: {"abort": self.transport.abort}}
-
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._set_alarm(self.read_timeout_s)
         super().on_headers_complete()
+        connection = {"abort": self.transport.abort, "write": partial(self._write_part, self.cycle)}
+        self.scope["extensions"] = {CONNECTION: connection}  # type: ignore[dict-item]  # typed for ASGI's own alone
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -106,6 +106,14 @@ class Http1(HttpToolsProtocol):
         self._unset_alarm()
         if self.cycle.response_complete:  # so nothing else would end an idle connection
             self._set_alarm(self.timeout_keep_alive)
+
+    def _write_part(self, answer: RequestResponseCycle, content: bytes) -> bool:
+        """Write a part of a chunked answer as its `send` would, past the layers around that. False: `send` has to."""
+        begun = answer.response_started and answer.chunked_encoding and not answer.response_complete
+        if not begun or not content or self.flow.write_paused or answer.disconnected:
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(content), content))
+        return True
 
     def _set_alarm(self, seconds: float) -> None:
         self._unset_alarm()

@@ -20,18 +20,19 @@ from types import TracebackType
 from typing import TypeVar
 
 from server.backends.base import Backend
-from server.engine.engine import Batch, Engine
+from server.engine.engine import Engine
 from server.engine.request import Delivery, Failure, Request, Task, Token
 from server.errors import TOLD, BackendLost, GenerationError, Overloaded, RequestError, Unavailable
 from server.metrics import Metrics
+from server.relay import Relay
 from server.settings import Settings
 from server.tokenizer import Tokenizer, first_line
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-#: Is called with the number of a text among its caller's, and what has come of it.
-Listener = Callable[[int, Delivery], None]
+#: Is called with the number of a text among its caller's, and what has come of it since the last call: one or more.
+Listener = Callable[[int, Sequence[Delivery]], None]
 
 STEP_S = 2.0  # for the step that runs when the engine is told to end
 FAREWELL_S = 1.0  # for the error events of requests that were cut
@@ -53,7 +54,7 @@ class Stream:
         self.tokenizer = engine.tokenizer
         self._engine = engine
         self._service = service
-        self._early: list[tuple[int, Delivery]] = []  # what came before anybody listened
+        self._early: list[tuple[int, Sequence[Delivery]]] = []  # what came before anybody listened
         self._listener: Listener | None = None
         ids = [request_id] if len(tasks) == 1 else [f"{request_id}-{index}" for index in range(len(tasks))]
         self.requests = tuple(
@@ -68,15 +69,15 @@ class Stream:
         return bool(self._running)
 
     def listen(self, listener: Listener) -> None:
-        """Call `listener` with every delivery and the number of its text, what came already included.
+        """Call `listener` with what comes and the number of its text, what came already included.
 
         It is called on the event loop by the very callback that a step's tokens come in, so the other streams of the
         step wait until it returns: it must not block. After a Failure it is not called again.
         """
         self._listener = listener
         early, self._early = self._early, []
-        for index, delivery in early:
-            self._deliver(index, delivery)
+        for index, deliveries in early:
+            self._deliver(index, deliveries)
 
     async def texts(self) -> list[list[Token]]:
         """The tokens of every text, once all are complete.
@@ -86,13 +87,12 @@ class Stream:
         texts: list[list[Token]] = [[] for _ in self.requests]
         complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def collect(index: int, delivery: Delivery) -> None:
-            if isinstance(delivery, Token):
-                texts[index].append(delivery)
+        def collect(index: int, deliveries: Sequence[Delivery]) -> None:
+            texts[index] += (each for each in deliveries if isinstance(each, Token))
             if complete.done():  # its reader has gone
                 return
-            if isinstance(delivery, Failure):
-                complete.set_exception(delivery.error)
+            if isinstance(last := deliveries[-1], Failure):
+                complete.set_exception(last.error)
             elif not self._running:
                 complete.set_result(None)
 
@@ -104,7 +104,7 @@ class Stream:
         """End what still runs, where the engine can't."""
         for request in self._running:
             request.outcome = request.outcome or TOLD[type(error)].error_type
-        self._deliver(0, Failure(error))
+        self._deliver(0, [Failure(error)])
 
     def cancel(self, outcome: str) -> None:
         """Free the slots of what still runs, which ends with this outcome; its listener hears no more."""
@@ -114,16 +114,17 @@ class Stream:
             request.outcome = request.outcome or outcome
             self._engine.cancel(request, outcome)
 
-    def _deliver(self, index: int, delivery: Delivery) -> None:
+    def _deliver(self, index: int, deliveries: Sequence[Delivery]) -> None:
         listener = self._listener
         if listener is None:
-            self._early.append((index, delivery))
+            self._early.append((index, deliveries))
             return
-        if isinstance(delivery, Failure):
+        last = deliveries[-1]
+        if isinstance(last, Failure):
             self._listener = _nobody
-        if isinstance(delivery, Failure) or delivery.finish is not None:
+        if isinstance(last, Failure) or last.finish is not None:
             self._running.discard(self.requests[index])
-        listener(index, delivery)
+        listener(index, deliveries)
 
     def __enter__(self) -> Stream:
         return self
@@ -135,7 +136,7 @@ class Stream:
         self._service.close(self)
 
 
-def _nobody(index: int, delivery: Delivery) -> None:
+def _nobody(index: int, deliveries: Sequence[Delivery]) -> None:
     """Hears what comes after the end."""
 
 
@@ -172,17 +173,13 @@ class Service:
             self.failure, self.phase = error, Phase.FAILED
             return
 
-        def hand_over(batch: Batch) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(_deliver, batch)
-
         def on_broken(error: Exception) -> None:
             self.failure, self.phase = error, Phase.BROKEN
 
         if self.phase is not Phase.LOADING:  # a signal came first
             return
         self.metrics.loaded(backend.limits)
-        self.engine = Engine(backend, tokenizer, hand_over, self.metrics, on_broken, self.clock)
+        self.engine = Engine(backend, tokenizer, Relay(loop).hand_over, self.metrics, on_broken, self.clock)
         self.engine.start()
         self._watch = asyncio.create_task(self._watch_over(self.engine))
         gc.collect()
@@ -312,12 +309,3 @@ async def _in_daemon_thread(work: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="loader", daemon=True).start()
     return await result
-
-
-def _deliver(batch: Batch) -> None:
-    """Runs on the event loop, once per step."""
-    for request, delivery in batch:
-        try:
-            request.deliver(delivery)
-        except Exception:  # a fault with one stream is not the others'
-            logger.exception("%s: a token could not be delivered", request.id)

@@ -1,8 +1,8 @@
 """The bytes of one streamed answer on their way to its client, which never keeps anybody waiting.
 
 Tokens come in the callback of the engine's step, where all streams of the step have their turn. So nothing is awaited
-here: `put` drives ASGI's `send` to its end at once. Where it wants to wait, because the client doesn't read, a task
-waits in its place, and what comes meanwhile is kept, up to a bound.
+here: `put` writes to the connection where it can, and else drives ASGI's `send` to its end at once. Where that wants to
+wait, because the client doesn't read, a task waits in its place, and what comes meanwhile is kept, up to a bound.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ from starlette.types import Message, Send
 
 
 class Outlet:
-    def __init__(self, send: Send, most_unread: int, on_overflow: Callable[[], None]) -> None:
-        """`on_overflow` is called once, when more than `most_unread` bytes wait for the client. They are dropped."""
+    def __init__(
+        self,
+        send: Send,
+        most_unread: int,
+        on_overflow: Callable[[], None],
+        write: Callable[[bytes], bool] | None = None,
+    ) -> None:
+        """`on_overflow` is called once, when more than `most_unread` bytes wait for the client. They are dropped.
+        `write`, where the server has one, sends a part of the answer that isn't its last, or says that `send` has to.
+        """
         self._send = send
+        self._write = write
         self._most_unread = most_unread
         self._on_overflow = on_overflow
         self._kept: list[bytes] = []
@@ -43,6 +52,8 @@ class Outlet:
             return
         self._closed = not more
         if self._catching_up is None:
+            if more and self._write is not None and self._write(content):
+                return
             sending: Any = self._send(body(content, more))
             try:
                 wanted = sending.send(None)

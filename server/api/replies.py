@@ -24,7 +24,8 @@ from server.service import Stream
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's word; nobody reads it
 SILENCE_S = 15.0  # then a comment keeps proxies from giving the stream up; axum's interval
-CONNECTION = "tokenclock.connection"  # ASGI extension of server.lifecycle: {"abort": end the connection at once}
+#: ASGI extension of server.lifecycle: {"abort": end the connection at once, "write": see server.lifecycle.Http1}
+CONNECTION = "tokenclock.connection"
 SLICE = 4_096  # of a long list
 #: What OpenAPI says of a route that answers or streams.
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {sse.MEDIA_TYPE: {}}}}
@@ -81,7 +82,9 @@ class StreamReply(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             connection = scope.get("extensions", {}).get(CONNECTION, {})
             self._abort: Callable[[], None] = connection.get("abort", lambda: None)
-            self._outlet = Outlet(send, self._most_unread, lambda: self._give_up("slow_reader"))
+            self._outlet = Outlet(
+                send, self._most_unread, lambda: self._give_up("slow_reader"), connection.get("write")
+            )
             self._loop = asyncio.get_running_loop()
             self._last_sent_s = self._loop.time()
             self._break_silence()
@@ -92,14 +95,16 @@ class StreamReply(Response):
                 self._alarm.cancel()
                 self._outlet.close()
 
-    def _take(self, index: int, delivery: Delivery) -> None:
+    def _take(self, index: int, deliveries: Sequence[Delivery]) -> None:
         try:
-            if isinstance(delivery, Failure):
-                content, more = self._events.failure(delivery.error), False
-            else:
-                content, more = self._events.token(index, delivery), self._stream.running
-                if not more:
-                    content += self._events.end()
+            content, more = b"", self._stream.running
+            for delivery in deliveries:
+                if isinstance(delivery, Failure):
+                    content, more = content + self._events.failure(delivery.error), False
+                else:
+                    content += self._events.token(index, delivery)
+                    if delivery.finish is not None and not more:
+                        content += self._events.end()
             if content or not more:
                 self._last_sent_s = self._loop.time()
                 self._outlet.put(content, more)

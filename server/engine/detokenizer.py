@@ -19,11 +19,14 @@ from server.tokenizer import Tokenizer
 class Detokenizer:
     """One per request."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, remembered: int = 0) -> None:
+        """`recent` keeps so many characters from before the last push."""
         self._tokenizer = tokenizer
+        self._remembered = remembered
         self._stream: Any = DecodeStream(skip_special_tokens=True)  # None once it has failed
         self._token_ids: list[int] = []
-        self.text = ""  # everything given out so far
+        self._given = 0  # characters given out so far
+        self.recent = ""  # the last ones of them
 
     def push(self, token_id: int) -> str:
         """The text that became readable with this token; "" while a character is incomplete."""
@@ -41,8 +44,9 @@ class Detokenizer:
         return self._give(self._rest())
 
     def _rest(self) -> str:
-        return self._tokenizer.decode(self._token_ids)[len(self.text) :]
+        return self._tokenizer.decode(self._token_ids)[self._given :]
 
     def _give(self, text: str) -> str:
-        self.text += text
+        self._given += len(text)
+        self.recent = self.recent[-self._remembered :] + text if self._remembered else text
         return text

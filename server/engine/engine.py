@@ -139,7 +139,8 @@ class Engine:
                 return False
             assert message.request is not None
             if message.verb == "submit":
-                self._detokenizers[message.request] = Detokenizer(self.tokenizer)
+                longest = max(map(len, message.request.task.stop), default=0)
+                self._detokenizers[message.request] = Detokenizer(self.tokenizer, max(0, longest - 1))
                 self._scheduler.submit(message.request)
             elif message.request in self._detokenizers:
                 slot = self._scheduler.drop(message.request)
@@ -265,17 +266,16 @@ class Engine:
 
     def _token(self, request: Request, step: Step) -> Token:
         detokenizer = self._detokenizers[request]
-        already = len(detokenizer.text)
         text = detokenizer.push(step.token_id)
-        finish = self._finish(request, step, detokenizer.text, already)
+        finish = self._finish(request, step, detokenizer.recent, len(text))
         if finish is not None:
             text += detokenizer.flush()
         # A flushed tail is text, whatever carries it.
         special = step.token_id in self.tokenizer.special_ids and not text
         return Token(request.new_tokens, step.token_id, text, step.score, special, finish)
 
-    def _finish(self, request: Request, step: Step, text: str, already: int) -> FinishReason | None:
-        """Why the request ends with this token, or None. `text[already:]` came with it."""
+    def _finish(self, request: Request, step: Step, recent: str, new: int) -> FinishReason | None:
+        """Why the request ends with this token, or None. It brought the last `new` characters of the `recent` ones."""
         task = request.task
         if step.token_id in self.tokenizer.eos_token_ids and not task.sampling.ignore_eos:
             return FinishReason.EOS
@@ -283,7 +283,7 @@ class Engine:
         if (
             task.stop
             and request.new_tokens > (task.sampling.min_new_tokens or 0)
-            and any(text.find(stop, max(0, already - len(stop) + 1)) >= 0 for stop in task.stop)
+            and any(recent.find(stop, max(0, len(recent) - new - len(stop) + 1)) >= 0 for stop in task.stop)
         ):
             return FinishReason.STOP
         return FinishReason.LENGTH if request.new_tokens >= task.max_new_tokens else None

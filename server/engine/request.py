@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -67,7 +67,7 @@ class Request:
 
     id: str
     task: Task
-    deliver: Callable[[Delivery], None]  # called on the event loop
+    deliver: Callable[[Sequence[Delivery]], None]  # called on the event loop, with one or more
     arrived_s: float = field(default_factory=time.monotonic)  # before its body was read
     queued_s: float = field(default_factory=time.monotonic)
     prefill_started_s: float | None = None

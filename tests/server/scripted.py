@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import queue
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from server.backends.base import Limits, Sampling, Step
+from server.engine.request import Delivery
 
 
 class ScriptedBackend:
@@ -70,3 +72,9 @@ class ScriptedBackend:
         token_ids, position = self._live[slot]
         self._live[slot] = (token_ids, position + 1)
         return Step(token_ids[position % len(token_ids)])
+
+
+def put_all(inbox: queue.SimpleQueue[Delivery], came: Sequence[Delivery]) -> None:
+    """What a request that is listened to by a queue does with what comes."""
+    for delivery in came:
+        inbox.put(delivery)

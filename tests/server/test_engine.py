@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -18,7 +19,7 @@ from server.engine.engine import Batch, Engine
 from server.engine.request import Delivery, Failure, Request, Task, Token
 from server.errors import BackendLost, GenerationError, Unavailable
 from server.metrics import Metrics
-from tests.server.scripted import ScriptedBackend
+from tests.server.scripted import ScriptedBackend, put_all
 
 
 class Alphabet:
@@ -32,13 +33,12 @@ class Alphabet:
 
 
 class Letters:
-    def __init__(self, tokenizer: object) -> None:
-        self.text = ""
+    def __init__(self, tokenizer: object, remembered: int) -> None:
+        self.recent = ""
 
     def push(self, token_id: int) -> str:
-        letter = chr(96 + token_id) if token_id else ""
-        self.text += letter
-        return letter
+        self.recent = chr(96 + token_id) if token_id else ""
+        return self.recent
 
     def flush(self) -> str:
         return ""
@@ -65,11 +65,11 @@ class Run:
 
     def hand_over(self, batch: Batch) -> None:
         for request, delivery in batch:
-            request.deliver(delivery)
+            request.deliver([delivery])
 
     def request(self, ids: tuple[int, ...], new_tokens: int) -> tuple[Request, queue.SimpleQueue[Delivery]]:
         inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        request = Request("r", Task("", ids, new_tokens, Sampling(ignore_eos=True)), inbox.put)
+        request = Request("r", Task("", ids, new_tokens, Sampling(ignore_eos=True)), partial(put_all, inbox))
         return request, inbox
 
     def value(self, series: str, **labels: str) -> float:

@@ -11,6 +11,7 @@ import queue
 import random
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from server.engine.request import Delivery, Failure, FinishReason, Request, Task
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer
 from tests.fault_server import Stumbling
+from tests.server.scripted import put_all
 
 SLOTS = 4
 
@@ -38,7 +40,7 @@ class Collector:
     def __call__(self, batch: Batch) -> None:
         self.batches.append(len(batch))
         for request, delivery in batch:
-            request.deliver(delivery)
+            request.deliver([delivery])
             self.tokens.put(None)
 
 
@@ -68,7 +70,7 @@ class Sent:
         self, running: Running, ids: list[int], new_tokens: int, sampling: Sampling, stop: tuple[str, ...] = ()
     ):
         self.inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        self.request = Request("r", Task("", tuple(ids), new_tokens, sampling, stop), self.inbox.put)
+        self.request = Request("r", Task("", tuple(ids), new_tokens, sampling, stop), partial(put_all, self.inbox))
         running.engine.submit(self.request)
 
     def tokens(self) -> list[Token]:

@@ -13,6 +13,7 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -34,7 +35,7 @@ from server.bounds import (
 from server.engine.engine import Engine
 from server.engine.request import Delivery, Failure, Request, Task, Token
 from server.metrics import ABSENT, NOTES, Metrics
-from tests.server.scripted import ScriptedBackend
+from tests.server.scripted import ScriptedBackend, put_all
 from tests.server.test_engine import Alphabet, Letters
 
 LIMITS = Limits(slots=4, max_input_tokens=2000, max_total_tokens=4000, vocabulary=10, sampling=frozenset())
@@ -247,10 +248,12 @@ class Run:
 
     def hand_over(self, batch: Sequence[tuple[Request, Delivery]]) -> None:
         for of, delivery in batch:
-            of.deliver(delivery)
+            of.deliver([delivery])
 
     def submit(self, prompt: Sequence[int], new_tokens: int) -> Request:
-        made = Request("r", Task("", tuple(prompt), new_tokens, Sampling(ignore_eos=True)), self.inbox.put)
+        made = Request(
+            "r", Task("", tuple(prompt), new_tokens, Sampling(ignore_eos=True)), partial(put_all, self.inbox)
+        )
         self.metrics.received([made.task])
         self.engine.submit(made)
         return made

@@ -285,6 +285,31 @@ def test_bytes_leave_in_the_callback_that_puts_them_and_wait_in_order_while_nobo
     asyncio.run(scenario())
 
 
+def test_parts_are_written_past_the_server_s_send_where_the_connection_takes_them_and_never_out_of_turn():
+    async def scenario() -> None:
+        server, taken = Server(), True
+
+        def write(content: bytes) -> bool:
+            if taken:
+                server.sent.append((b"written " + content, True))
+            return taken
+
+        outlet = Outlet(server.send, 10, lambda: None, write)
+        outlet.put(b"a")
+        taken = False  # the client doesn't read
+        server.writable.clear()
+        outlet.put(b"b")
+        taken = True  # it does, but b has yet to leave
+        outlet.put(b"c")
+        server.writable.set()
+        await turns()
+        outlet.put(b"d")
+        outlet.put(b"e", more=False)
+        assert server.sent == [(b"written a", True), (b"b", True), (b"c", True), (b"written d", True), (b"e", False)]
+
+    asyncio.run(scenario())
+
+
 def test_what_waits_for_a_reader_has_a_bound_and_is_let_go_beyond_it():
     async def scenario() -> None:
         server, overflows = Server(), []
