@@ -160,7 +160,7 @@ class Metrics:
                 "tokenclock_aborted_requests_total",
                 "Texts that were taken and cut, by cause",
                 ["cause"],
-                [("dropped",), ("generation",)],
+                [("dropped",), ("generation",), ("slow_reader",)],
             )
         )
         self.build = of(Gauge("tokenclock_build_info", "What serves", ["version", "python", "backend", "model"]))
@@ -171,6 +171,7 @@ class Metrics:
         self._gauges = (self.waiting, self.batch_size, self.batch_tokens, self.slots_in_use)
         self._state = (0, 0, 0, 0)  # what they say
         self._filling: Request | None = None  # a slot
+        self._lost: set[Request] = set()
         self._held: dict[Request, int] = {}  # tokens that the texts of the batch have and may get
         self._held_tokens = 0  # all of them
         self._call_s: float | None = None  # of the running step, once its call is back
@@ -199,6 +200,12 @@ class Metrics:
         for task in tasks:
             self.input_length.observe(len(task.token_ids))
             self.max_new_tokens.observe(task.max_new_tokens)
+
+    def lost(self, request: Request, outcome: str) -> None:
+        """It was taken and has ended, and the engine can't say so: its call of the backend doesn't come back."""
+        if request not in self._lost:
+            self._lost.add(request)
+            self._cut(request, outcome)
 
     def refused(self, error_type: str) -> None:
         self.texts.inc()
@@ -262,16 +269,24 @@ class Metrics:
         self._held_tokens -= self._held.pop(request, 0)
         if request is self._filling:
             self._filling = None
-        operation = (request.task.operation, PROVIDER, self._model)
+        if request in self._lost:
+            return
         if outcome == "success":
-            self._succeeded(request, operation)
+            self._succeeded(request)
         else:
-            cause = CAUSES.get(outcome, outcome)
-            self.failed.inc(1, cause)
-            self.aborted.inc(1, cause)
-            self.request.observe(self._clock() - request.arrived_s, *operation, cause)
+            self._cut(request, outcome)
 
-    def _succeeded(self, request: Request, operation: tuple[str, str, str]) -> None:
+    def _operation(self, request: Request) -> tuple[str, str, str]:
+        return request.task.operation, PROVIDER, self._model
+
+    def _cut(self, request: Request, outcome: str) -> None:
+        cause = CAUSES.get(outcome, outcome)
+        self.failed.inc(1, cause)
+        self.aborted.inc(1, cause)
+        self.request.observe(self._clock() - request.arrived_s, *self._operation(request), cause)
+
+    def _succeeded(self, request: Request) -> None:
+        operation = self._operation(request)
         started, first, last = request.prefill_started_s, request.first_token_s, request.last_token_s
         assert started is not None, "it has tokens"
         assert first is not None, "it has tokens"

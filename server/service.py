@@ -102,8 +102,10 @@ class Stream:
 
     def fail(self, error: RequestError) -> None:
         """End what still runs, where the engine can't."""
+        outcome = TOLD[type(error)].error_type
         for request in self._running:
-            request.outcome = request.outcome or TOLD[type(error)].error_type
+            request.outcome = request.outcome or outcome
+            self._service.metrics.lost(request, request.outcome)
         self._deliver(0, [Failure(error)])
 
     def cancel(self, outcome: str) -> None:

@@ -5,6 +5,7 @@ Method: real processes, real signals, real sockets for the process; an app in a 
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
@@ -276,8 +277,26 @@ def test_a_call_that_does_not_come_back_is_a_lost_backend(serve: Any, splitting_
         for reply in (client.get("/health"), client.post("/generate", json=body)):
             assert reply.status_code == 503
             assert "a call of it takes longer than 0.2 s" in reply.json()["error"]
+        told = re.findall(
+            r"^(?:tgi_request_(?:count|failure)|tokenclock_aborted).* [1-9].*$", scraped(client), re.MULTILINE
+        )
+        assert told == [
+            "tgi_request_count 2.0",
+            'tgi_request_failure{err="generation"} 1.0',
+            'tgi_request_failure{err="healthcheck"} 1.0',
+            'tokenclock_aborted_requests_total{cause="generation"} 1.0',
+        ]
         leave.set()
         assert client.get("/health").status_code == 503
+        deadline = time.monotonic() + 60
+        while "tokenclock_slots_in_use 0.0" not in scraped(client):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert all(line in scraped(client) for line in told), "when the engine hears of it, it is counted already"
+
+
+def scraped(client: httpx.Client) -> str:
+    return client.get("/metrics").text
 
 
 class SlowBackend(ScriptedBackend):

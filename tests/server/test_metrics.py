@@ -145,6 +145,20 @@ def test_a_refusal_is_counted_under_tgis_word_for_it(told: str, err: str):
     assert sum(value for name, value in now.items() if name.startswith("tokenclock_aborted")) == 0, "it was never taken"
 
 
+def test_a_text_whose_engine_is_lost_is_counted_once_even_if_the_engine_comes_back():
+    metrics, text = Metrics(), request()
+    metrics.filling(text)
+    metrics.token(text, None)
+    for _ in range(2):
+        metrics.lost(text, "generation")
+    metrics.ended(text, "success")
+    metrics.queued(0, 0)
+    now = values(metrics)
+    assert now["tgi_request_failure{err=generation}"] == now["tokenclock_aborted_requests_total{cause=generation}"] == 1
+    assert now["tgi_request_success"] == 0
+    assert now["tgi_batch_current_max_tokens"] == 0
+
+
 @pytest.mark.parametrize("outcome", ["dropped", "generation", "slow_reader", "whatever comes next"])
 def test_a_text_that_was_cut_is_counted_by_its_cause(outcome: str):
     metrics = Metrics()
