@@ -69,7 +69,6 @@ class Http1(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(0)  # uvloop writes at once then, and not when all streams have had their turn
         self._set_alarm(self.read_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
