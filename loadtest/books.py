@@ -15,7 +15,6 @@ from typing import Any
 import gevent
 from gevent.queue import JoinableQueue
 
-from loadtest.monitor import three_digits
 from loadtest.sample import Sample
 from loadtest.stats import itl_s, latency_s, ttft_s
 from loadtest.verdict import Verdict
@@ -42,8 +41,8 @@ def log_all(entry: Any, milliseconds: Sequence[float]) -> None:
     entry.total_response_time += sum(rest)
     entry.min_response_time = min(entry.min_response_time, *milliseconds)
     entry.max_response_time = max(entry.max_response_time, *milliseconds)
-    for key, times in Counter(map(three_digits, rest)).items():
-        entry.response_times[key] += times
+    for digits, times in Counter([f"{each:.3g}" for each in rest]).items():  # as `three_digits`
+        entry.response_times[float(digits)] += times
 
 
 @contextmanager

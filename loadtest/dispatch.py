@@ -45,8 +45,9 @@ def ids(run: str, process: int) -> Iterator[str]:
     run's hash, the process and the number.
     """
     digest = hashlib.sha256(run.encode()).hexdigest()
+    of_process = f"{digest[:8]}-{digest[8:12]}-8{process & 0xFFF:03x}-8000-"
     for number in itertools.count():
-        yield f"{digest[:8]}-{digest[8:12]}-8{process & 0xFFF:03x}-8000-{number:012x}"
+        yield f"{of_process}{number:012x}"
 
 
 class Waves:

@@ -7,7 +7,7 @@ only put in their places. See loadtest/transport/gevent_socket.py for the clock 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gevent import GreenletExit
 
@@ -37,8 +37,7 @@ LONGEST_BODY = 2**24  # bytes kept of a reply that comes whole
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # what an event can do to its reader
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """One request that the plan wants sent."""
 
     id: str

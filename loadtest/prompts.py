@@ -145,12 +145,15 @@ class Prompts:
         return self.draw(cell.input_tokens), None
 
     def _row(self, tokens: int, draw: random.Random) -> str:
-        words: list[str] = []
+        """Words as `random.choice` draws them, at a third of its cost: streams wait meanwhile."""
+        words = [""]
         while tokens > 0:
-            choice = draw.choice(self._words if tokens >= self._widest else self._single)
-            words.append(choice)
-            tokens -= self._lengths[choice]
-        return "".join(f" {word}" for word in words)
+            among = self._words if tokens >= self._widest else self._single
+            index = draw.getrandbits(len(among).bit_length())
+            if index < len(among):
+                words.append(among[index])
+                tokens -= self._lengths[among[index]]
+        return " ".join(words)
 
 
 class TokenIds:

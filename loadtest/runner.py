@@ -8,6 +8,7 @@ What becomes of their samples: `books.py`.
 from __future__ import annotations
 
 from locust import User, constant, stats, task  # isort: skip  (first: it patches)
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -131,15 +132,16 @@ def spawned(load: Load, users: int, spawn_rate: float | None = None, drain_s: fl
     bound = user_class(environment, load)
     environment.user_classes = [bound]
     runner = environment.create_local_runner()
-    runner.start(users, spawn_rate=spawn_rate or users)
-    try:
-        with collected_in_the_books():
+    inspect.stack()  # locust looks at it to stop: the first time takes 50 ms, and streams may be draining then
+    with collected_in_the_books():
+        runner.start(users, spawn_rate=spawn_rate or users)
+        try:
             yield Running(environment, bound.books)
-    except BaseException:
-        environment.stop_timeout = 0  # what runs now is cancelled: nobody waits for a drain after Ctrl-C
-        raise
-    finally:
-        load.stopped_ns = monotonic_ns()
-        load.dispatch.close()
-        runner.quit()
-        bound.books.close()
+        except BaseException:
+            environment.stop_timeout = 0  # what runs now is cancelled: nobody waits for a drain after Ctrl-C
+            raise
+        finally:
+            load.stopped_ns = monotonic_ns()
+            load.dispatch.close()
+            runner.quit()
+            bound.books.close()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 MAX_EVENT_BYTES = 16 * 2**20
 
-ONE_EVENT = re.compile(rb"data: ?([^\r\n]*)\n\n").fullmatch  # what nearly every read looks like
+ONE_EVENT = re.compile(rb"data: ?(.*)\n\n").fullmatch  # what nearly every read looks like, where no CR is in it
 made = tuple.__new__  # a named tuple's own constructor is Python's, and costs three times as much
 _BOM = b"\xef\xbb\xbf"
 
@@ -46,7 +46,7 @@ class Parser:
         """
         if not data:
             return []
-        if self._between and (one := ONE_EVENT(data)):
+        if self._between and (one := ONE_EVENT(data)) and b"\r" not in data:
             return [made(ServerSentEvent, ("message", one[1], self._id))]
         after_cr, self._after_cr = self._after_cr, data.endswith(b"\r")
         if after_cr and data.startswith(b"\n"):

@@ -6,8 +6,8 @@ connection as politely as a server that is done.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Verdict(StrEnum):
@@ -23,8 +23,7 @@ class Verdict(StrEnum):
     CANCELLED = "cancelled"  # we ended it
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):  # made while streams wait: a tuple costs a third of a frozen dataclass
     """What was seen of one exchange, before judgement."""
 
     status: int | None = None  # HTTP status; None where none arrived

@@ -9,7 +9,7 @@ Instants are `clock()` nanoseconds, monotonic, of this process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -57,10 +57,12 @@ class Target:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
-    def headers_of(self, request: HttpRequest) -> list[tuple[str, str]]:
+    def headers_with(self, own: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """A request's own headers and those of every request, which stand where both name one."""
+        if not self.headers:
+            return list(own)
         ours = {name.lower() for name, _ in self.headers}
-        return [*((name, value) for name, value in request.headers if name.lower() not in ours), *self.headers]
+        return [*(each for each in own if each[0].lower() not in ours), *self.headers]
 
     @property
     def authority(self) -> str:

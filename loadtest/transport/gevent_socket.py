@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import cycle
 
 import httptools
@@ -147,6 +146,7 @@ class GeventConnection:
     ) -> None:
         """`context` is for targets under TLS. Without `clock_map` arrivals are stamped in user space."""
         self._target = target
+        self._authority = target.authority
         self._context = context
         self._clock = clock
         self._map = clock_map
@@ -202,10 +202,10 @@ class GeventConnection:
                 self.close()
 
     def _head(self, request: HttpRequest) -> bytes:
-        named = replace(request, headers=(("host", self._target.authority), *request.headers))
+        headers = self._target.headers_with((("host", self._authority), *request.headers))
         lines = [
             f"{request.method} {self._target.path}{request.path} HTTP/1.1",
-            *(f"{name}: {value}" for name, value in self._target.headers_of(named)),
+            *[f"{name}: {value}" for name, value in headers],
         ]
         if request.body or request.method == "POST":
             lines.append(f"content-length: {len(request.body)}")

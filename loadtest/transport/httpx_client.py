@@ -195,7 +195,7 @@ class HttpxConnection:
             asked = httpx.Request(
                 request.method,
                 f"{self._target.origin}{self._target.path}{request.path}",
-                headers=self._target.headers_of(request),
+                headers=self._target.headers_with(request.headers),
                 content=request.body,
             )
         except UnicodeEncodeError:

@@ -109,7 +109,7 @@ class HubConnection:
         response = session.request(
             request.method,
             self._url(request),
-            headers=dict(self._target.headers_of(request)),
+            headers=dict(self._target.headers_with(request.headers)),
             json=said,
             timeout=silence_s,
         )
@@ -119,7 +119,7 @@ class HubConnection:
     def _generate(
         self, request: HttpRequest, said: dict[str, Any], seen: Seen, timeouts: Timeouts, silence_s: float
     ) -> Iterator[Read]:
-        headers = {name: value for name, value in self._target.headers_of(request) if name not in UNREADABLE}
+        headers = {name: value for name, value in self._target.headers_with(request.headers) if name not in UNREADABLE}
         client = InferenceClient(self._url(request), headers=headers, timeout=silence_s)
         parameters = {name: value for name, value in said["parameters"].items() if name not in UNSAYABLE}
         read_id = 0

@@ -131,6 +131,8 @@ def test_both_spellings_of_a_data_line_mean_the_same() -> None:
 
 def test_data_lines_are_joined_by_lf() -> None:
     assert data_of(b"data: a\r\ndata\rdata:b\n\n") == [b"a\n\nb"]
+    events, _ = parse(b"data: a\n\n", b"data: b\rdata: c\n\n")
+    assert [event.data for event in events] == [b"a", b"b\nc"]
 
 
 def test_only_a_block_with_a_data_line_is_an_event() -> None:

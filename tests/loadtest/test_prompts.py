@@ -5,6 +5,7 @@ Oracle: a tokenizer that cuts words into known pieces, independent of the word l
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -50,6 +51,13 @@ def test_the_same_seed_gives_the_same_prompts_and_another_seed_others():
     one, two, other = (Prompts(lengths, around, seed) for seed in (1, 1, 2))
     drawn = [[prompts.draw(50) for _ in range(5)] for prompts in (one, two, other)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("words", [1, 2, 63, 64, 65])
+def test_a_seed_draws_what_pythons_choice_draws_so_prompts_stay_the_same_from_release_to_release(words: int):
+    prompts, draw = Prompts(dict.fromkeys(WORDS[:words], 1), around=0, seed=1), random.Random(1)
+    expected = ["".join(f" {draw.choice(sorted(WORDS[:words]))}" for _ in range(50)) for _ in range(3)]
+    assert [prompts._row(50, prompts._random) for _ in expected] == expected
 
 
 def test_no_prompt_is_drawn_twice_and_an_exhausted_length_is_an_error():
