@@ -18,6 +18,9 @@ from loadtest.sample import Sample
 
 LAG_LIMIT_S = 0.002
 LAG_LIMIT_OF_TTFT = 0.1
+SUSPECT_OF_LIMIT = 0.5
+SUSPECT_CPU = 0.9  # of a core: all that one process of ours can use
+REMEDY = "fewer users, a slower rate, or a machine with less else to do"
 BUFFERED_SHARE = 0.5
 
 
@@ -37,7 +40,8 @@ def client_lags_s(samples: Iterable[Sample]) -> list[float]:
 
 
 def client(steady: Sequence[Sample], seen: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Saturated where the 99th percentile of the client's lag passes max(2 ms, 10 % of the median TTFT).
+    """Saturated where the 99th percentile of the client's lag passes max(2 ms, 10 % of the median TTFT); suspect where
+    it passes half of that, or where the process had next to no CPU left; else ok.
 
     Two lags are held against the limit: that of the requests and that of the client's event loop. Where there are too
     few requests for a p99 the second largest stands in for it: one late request proves no p99, two are no accident.
@@ -48,23 +52,34 @@ def client(steady: Sequence[Sample], seen: Mapping[str, Any] | None) -> dict[str
     lags = client_lags_s(steady)
     lag_s, statistic = stand_in_for_p99(lags)
     hub_lag_s = seen["hub_lag_p99_s"] if seen and stats.printable(seen["hub_lag_samples"], 0.99) else None
-    reasons = [
-        f"{what} is {late * 1e3:.1f} ms, above the limit of {limit_s * 1e3:.1f} ms"
-        for what, late in (
-            (f"{statistic} of the requests' lag (n = {len(lags)})", lag_s),
-            ("p99 of the event loop's lag", hub_lag_s),
-        )
-        if late is not None and late > limit_s
-    ]
+    cpu = seen["cpu"] if seen else None
+    judged = (
+        (f"{statistic} of the requests' lag (n = {len(lags)})", lag_s),
+        ("p99 of the event loop's lag", hub_lag_s),
+    )
+
+    def above(share: float, what: str) -> list[str]:
+        return [
+            f"{name} is {late * 1e3:.1f} ms, above {what} of {limit_s * 1e3:.1f} ms"
+            for name, late in judged
+            if late is not None and late > share * limit_s
+        ]
+
+    verdict, reasons = "saturated", above(1, "the limit")
+    if not reasons:
+        verdict, reasons = "suspect", above(SUSPECT_OF_LIMIT, "half the limit")
+        if cpu is not None and cpu > SUSPECT_CPU:
+            reasons.append(f"the process used {100 * cpu:.0f} % of a core")
     return {
-        "saturated": bool(reasons),
+        "verdict": verdict if reasons else "ok",
+        "saturated": bool(reasons) and verdict == "saturated",
         "reasons": reasons,
         "limit_s": limit_s,
         "lag_s": lag_s,
         "lag_statistic": statistic,
         "lag_n": len(lags),
         "hub_lag_p99_s": hub_lag_s,
-        "cpu": seen["cpu"] if seen else None,
+        "cpu": cpu,
     }
 
 
