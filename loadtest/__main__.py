@@ -198,8 +198,11 @@ def parser() -> argparse.ArgumentParser:
         "--allow",
         action="append",
         default=[],
-        choices=[v.value for v in Verdict if v is not Verdict.COMPLETE],
-        help="a verdict that doesn't fail the run; may be repeated",
+        choices=[*(v.value for v in Verdict if v is not Verdict.COMPLETE), "saturated"],
+        help="a verdict that doesn't fail the run, or saturated, the client's; may be repeated",
+    )
+    both.add_argument(
+        "--no-calibrate", action="store_true", help="don't measure the client's own error afterwards (some seconds)"
     )
     _add_probe(verbs)
     add_calibrate(verbs)
@@ -308,6 +311,7 @@ def options(asked: argparse.Namespace) -> Options:
         look=replace(look(asked), shared=shared_prefix(asked, input_tokens, seed)),
         timeouts=timeouts(asked),
         allow=frozenset(asked.allow),
+        calibrate=not asked.no_calibrate,
         plan=plan,
         configs=(plans.CONFIGS[asked.config],) if asked.config else tuple(plans.CONFIGS.values()),
         waves=asked.waves or 10,

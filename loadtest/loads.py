@@ -50,6 +50,7 @@ class Options:
     timeouts: Timeouts
     look: Look  # at the endpoint, before
     allow: frozenset[str]
+    calibrate: bool  # the client's clock, after the cells
     plan: Plan | None
     configs: tuple[Config, ...]
     waves: int

@@ -13,6 +13,7 @@ from typing import Any
 from loadtest.interruption import Interrupted, interruptible
 from loadtest.record import Recorder
 from loadtest.report import show
+from loadtest.trust import REMEDY, SATURATED
 
 __all__ = ["Options", "run"]
 
@@ -60,7 +61,25 @@ def run(options: Options, echo: dict[str, Any]) -> int:
     if recorder.complete + recorder.other == 0:
         _discard(recorder)
         return 130 if isinstance(problem, Interrupted) else 2
+    _calibrate(recorder, options, problem)
     return _report(recorder, options, problem)
+
+
+def _calibrate(recorder: Recorder, options: Options, problem: BaseException | None) -> None:
+    """The client's own error at this run's loads, or why it isn't known: into run.json."""
+    later = f"`tokenclock calibrate --like {recorder.folder}` does it"
+    if not options.calibrate:
+        found: dict[str, Any] = {"loads": [], "reason": f"--no-calibrate was said; {later}"}
+    elif problem is not None:
+        found = {"loads": [], "reason": f"the run was ended early; {later}"}
+    else:
+        from loadtest.calibrate.after import calibration
+
+        found = calibration(recorder.folder)
+    try:
+        recorder.calibration(found)
+    except OSError as error:
+        say(f"{recorder.folder} can't hold the calibration: {error.strerror}")
 
 
 def _report(recorder: Recorder, options: Options, problem: BaseException | None) -> int:
@@ -72,9 +91,10 @@ def _report(recorder: Recorder, options: Options, problem: BaseException | None)
     }
     if bad:
         say("not complete: " + ", ".join(f"{count} {name}" for name, count in bad.items()))
-    if summary["client"]["saturated"]:
-        say("the client was the bottleneck: " + "; ".join(summary["client"]["reasons"]))
-    return 1 if problem is not None or bad or summary["client"]["saturated"] else 0
+    saturated = summary["client"]["saturated"]
+    if saturated:
+        say("the client was the bottleneck: " + "; ".join(summary["client"]["reasons"]) + f"; remedy: {REMEDY}")
+    return 1 if problem is not None or bad or (saturated and SATURATED not in options.allow) else 0
 
 
 def _discard(recorder: Recorder) -> None:

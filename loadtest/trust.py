@@ -18,7 +18,9 @@ from loadtest.sample import Sample
 
 LAG_LIMIT_S = 0.002
 LAG_LIMIT_OF_TTFT = 0.1
+SATURATED, SUSPECT, OK = "saturated", "suspect", "ok"  # verdicts on the client
 SUSPECT_OF_LIMIT = 0.5
+ERROR_LIMIT = 0.1  # of the median of what it is an error of
 SUSPECT_CPU = 0.9  # of a core: all that one process of ours can use
 REMEDY = "fewer users, a slower rate, or a machine with less else to do"
 BUFFERED_SHARE = 0.5
@@ -65,14 +67,14 @@ def client(steady: Sequence[Sample], seen: Mapping[str, Any] | None) -> dict[str
             if late is not None and late > share * limit_s
         ]
 
-    verdict, reasons = "saturated", above(1, "the limit")
+    verdict, reasons = SATURATED, above(1, "the limit")
     if not reasons:
-        verdict, reasons = "suspect", above(SUSPECT_OF_LIMIT, "half the limit")
+        verdict, reasons = SUSPECT, above(SUSPECT_OF_LIMIT, "half the limit")
         if cpu is not None and cpu > SUSPECT_CPU:
             reasons.append(f"the process used {100 * cpu:.0f} % of a core")
     return {
-        "verdict": verdict if reasons else "ok",
-        "saturated": bool(reasons) and verdict == "saturated",
+        "verdict": verdict if reasons else OK,
+        "saturated": bool(reasons) and verdict == SATURATED,
         "reasons": reasons,
         "limit_s": limit_s,
         "lag_s": lag_s,
@@ -81,6 +83,22 @@ def client(steady: Sequence[Sample], seen: Mapping[str, Any] | None) -> dict[str
         "hub_lag_p99_s": hub_lag_s,
         "cpu": cpu,
     }
+
+
+def imprecise(errors: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any]) -> list[str]:
+    """Sentences, one for each calibrated error that is above 10 % of the median it is an error of.
+
+    errors: of CALIBRATED (loadtest/calibrate); metrics: of the cell, as in summary.json.
+    """
+    said = []
+    for name, error in errors.items():
+        median_s = metrics.get(name, {}).get("p50")
+        if median_s and error["judged"] is not None and error["judged"] > ERROR_LIMIT * median_s:
+            share = 100 * error["judged"] / median_s
+            said.append(
+                f"the calibrated error of {name} is {error['judged'] * 1e3:.2f} ms, {share:.0f} % of its median"
+            )
+    return said
 
 
 def stand_in_for_p99(values: Sequence[float]) -> tuple[float | None, str]:

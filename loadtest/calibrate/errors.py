@@ -79,11 +79,6 @@ def spread(values_s: Iterable[float]) -> dict[str, Any]:
     }
 
 
-def at_most(error: Mapping[str, Any]) -> tuple[float | None, str]:
-    """The error of a figure in one number, and which it is: the p99, or the largest where there are too few."""
-    return (error["p99"], "p99") if error["p99"] is not None else (error["max"], "max")
-
-
 def worst(errors: Mapping[str, Mapping[str, Any]]) -> float | None:
     """The largest p99 of the three errors, seconds: what a bound is held against."""
     return max((error["judged"] for error in errors.values() if error["judged"] is not None), default=None)

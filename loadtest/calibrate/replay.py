@@ -111,6 +111,7 @@ def _options(shape: Shape, url: str, seconds: float, seed: int) -> Options:
             Wanted(shape.protocol, None if shape.protocol == "tgi" else MODEL, transport=shape.transport),
         ),
         allow=frozenset(),
+        calibrate=False,
         plan=Plan("calibration", (), ((shape.input_tokens, shape.tokens),)) if waves else None,
         configs=(Config("calibration", shape.concurrency, shape.concurrency),),
         waves=waves,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from loadtest.calibrate.errors import at_most
+from loadtest.report.clock import ERRORS, load_said
 from loadtest.report.numbers import ABSENT, quantity
 from loadtest.report.text import aligned
 from loadtest.trust import REMEDY
 
-ERRORS = (("TTFT", "ttft_s"), ("gaps", "itl_s"), ("end-to-end", "latency_s"))
 HEAD = ["error of", "p50", "p99", "max", "n"]
 
 
@@ -20,20 +19,6 @@ def render(loads: list[dict[str, Any]], highest: Mapping[str, Any] | None) -> st
     if highest is not None:
         blocks.append(highest_said(highest))
     return "\n\n".join(blocks)
-
-
-def load_said(shape: Mapping[str, Any]) -> str:
-    """`4 in flight, TTFT 200 ms, 20 ms gaps, 128 tokens`."""
-    gap = f", {quantity(shape['gap_s'], 's', 3)} gaps" if shape["tokens"] > 1 else ""
-    least = f" of {shape['event_bytes']} bytes or more" if shape["event_bytes"] else ""
-    streams = f"TTFT {quantity(shape['first_s'], 's', 3)}{gap}, {_several(shape['tokens'], 'token')}{least}"
-    if loop := shape["arrivals"]:
-        return f"{loop['rate_per_s']:.4g} requests/s ({loop['kind']}), {streams}"
-    return f"{shape['concurrency']} in flight{', in waves' if shape['in_waves'] else ''}, {streams}"
-
-
-def _several(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _load(load: Mapping[str, Any]) -> Iterator[str]:
@@ -80,13 +65,3 @@ def highest_said(highest: Mapping[str, Any]) -> str:
         f"the highest load whose errors stay under {bound} at p99: {least}{highest['under']:g} {of}{over} "
         f"({highest['ended']})"
     )
-
-
-def errors_said(load: Mapping[str, Any]) -> str:
-    """`TTFT p99 0.05 ms, gaps p99 0.04 ms, end-to-end max 0.07 ms`: p99, or the largest where there are too few."""
-    parts = []
-    for title, name in ERRORS:
-        value, which = at_most(load["errors"][name])
-        if value is not None:
-            parts.append(f"{title} {which} {quantity(value, 's', 3)}")
-    return ", ".join(parts)

@@ -19,11 +19,12 @@ from loadtest import __version__
 from loadtest.calibrate.errors import worst
 from loadtest.calibrate.search import Attempt, highest
 from loadtest.calibrate.shape import Shape, ShapeError, shapes
-from loadtest.calibrate.text import ERRORS, load_said, render
+from loadtest.calibrate.text import render
 from loadtest.interruption import Interrupted, interruptible
 from loadtest.loads import say
 from loadtest.machine import machine, versions
 from loadtest.plan import Cell
+from loadtest.report.clock import ERRORS, load_said
 from loadtest.report.numbers import quantity
 from loadtest.sample import read_samples
 

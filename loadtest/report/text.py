@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loadtest.report.clock import calibrated_said
 from loadtest.report.grid import Panel, panels
 from loadtest.report.numbers import ABSENT, quantiles, quantity, with_interval
 
@@ -59,7 +60,8 @@ def tables(summary: Mapping[str, Any]) -> str:
     verdicts = summary["verdicts"]
     lines = [f"verdicts (all phases): {', '.join(f'{name} {n}' for name, n in verdicts['counts'].items()) or 'none'}"]
     lines += [f"  {verdict}: {said}" for verdict, details in verdicts["details"].items() for said in details]
-    lines += [f"client saturated: {reason}" for reason in summary["client"]["reasons"]]
+    lines += [f"client {summary['client']['verdict']}: {reason}" for reason in summary["client"]["reasons"]]
+    lines.append(f"client's error, {calibrated_said(summary['calibration'])}")
     lines += [f"{entry['label']}: off plan: {said}" for entry in summary["cells"] for said in entry["off_plan"]]
     lines += [f"{entry['label']}: the stream was buffered" for entry in summary["cells"] if entry["stream"]["buffered"]]
     lines += summary["notes"]
