@@ -41,16 +41,22 @@ def client_lags_s(samples: Iterable[Sample]) -> list[float]:
     return lags
 
 
-def client(steady: Sequence[Sample], seen: Mapping[str, Any] | None) -> dict[str, Any]:
+def client(
+    steady: Sequence[Sample], seen: Mapping[str, Any] | None, usual_ttft_s: float | None = None
+) -> dict[str, Any]:
     """Saturated where the 99th percentile of the client's lag passes max(2 ms, 10 % of the median TTFT); suspect where
     it passes half of that, or where the process had next to no CPU left; else ok.
 
     Two lags are held against the limit: that of the requests and that of the client's event loop. Where there are too
     few requests for a p99 the second largest stands in for it: one late request proves no p99, two are no accident.
-    The event loop's counts where it has a p99. seen: the entry of run.json's `client`, if any.
+    The event loop's counts where it has a p99.
+
+    seen: the entry of run.json's `client`, if any. usual_ttft_s: what stands for the median TTFT, where the samples'
+    own is another load's.
     """
     ttfts = [ttft for s in steady if s.complete and (ttft := stats.ttft_s(s)) is not None]
-    limit_s = max(LAG_LIMIT_S, LAG_LIMIT_OF_TTFT * float(np.median(ttfts))) if ttfts else LAG_LIMIT_S
+    ttft_s = usual_ttft_s if usual_ttft_s is not None else float(np.median(ttfts)) if ttfts else 0.0
+    limit_s = max(LAG_LIMIT_S, LAG_LIMIT_OF_TTFT * ttft_s)
     lags = client_lags_s(steady)
     lag_s, statistic = stand_in_for_p99(lags)
     hub_lag_s = seen["hub_lag_p99_s"] if seen and stats.printable(seen["hub_lag_samples"], 0.99) else None

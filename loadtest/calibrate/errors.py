@@ -85,9 +85,14 @@ def worst(errors: Mapping[str, Mapping[str, Any]]) -> float | None:
 
 
 def compared(
-    samples: Sequence[Sample], records: Iterable[Mapping[str, Any]], seen: Mapping[str, Any] | None, gap_s: float
+    samples: Sequence[Sample],
+    records: Iterable[Mapping[str, Any]],
+    seen: Mapping[str, Any] | None,
+    gap_s: float,
+    first_s: float | None = None,
 ) -> dict[str, Any]:
-    """CALIBRATED from `requests` on. seen: the entry of run.json's `client`; gap_s: the schedule's.
+    """CALIBRATED from `requests` on. seen: the entry of run.json's `client`; gap_s: the schedule's;
+    first_s: of the load before its streams were shortened, which the limit of the client's lag hangs on.
 
     Only the steady phase enters errors, as it alone enters a run's figures; the CPU is that of all tokens that were
     read while it was counted. The schedule was kept where the server's p99 is no later than a gap: else the load was a
@@ -118,7 +123,7 @@ def compared(
         "shared_reads": 0.0 if shared is None else shared,
         "tokens_per_s": tokens / took_s if took_s else 0.0,
         "cpu_us_per_token": cpu_us_per_token(seen["cpu"], took_s, tokens) if seen else None,
-        "client": trust.client(counted, seen),
+        "client": trust.client(counted, seen, first_s),
     }
 
 

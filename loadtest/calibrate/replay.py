@@ -49,12 +49,12 @@ def replay(shape: Shape, seconds: float, cells: Sequence[Cell] = (), seed: int =
     Raises: GaveUp, EndpointError where it can't be measured, with the reason.
     """
     try:
-        return _replayed(shape.within(seconds), seconds, cells, seed)
+        return _replayed(shape.within(seconds), shape.first_s, seconds, cells, seed)
     except (OSError, RuntimeError, ModuleNotFoundError) as error:
         raise GaveUp(f"there is nothing to measure the clock by: {error}") from error
 
 
-def _replayed(shape: Shape, seconds: float, cells: Sequence[Cell], seed: int) -> dict[str, Any]:
+def _replayed(shape: Shape, first_s: float, seconds: float, cells: Sequence[Cell], seed: int) -> dict[str, Any]:
     schedule = {"first": shape.first_s, "gap": shape.gap_s, "event_bytes": shape.event_bytes, "seed": seed}
     core = free_core()
     with (
@@ -74,7 +74,7 @@ def _replayed(shape: Shape, seconds: float, cells: Sequence[Cell], seed: int) ->
             recorder.close(interrupted=False)
         samples = list(read_samples(recorder.folder / "samples.jsonl"))
         (seen,) = json.loads((recorder.folder / "run.json").read_text(encoding="utf-8"))["client"] or [None]
-        found = compared(samples, server.records(), seen, shape.gap_s)
+        found = compared(samples, server.records(), seen, shape.gap_s, first_s)
     if not found["paired"]:
         raise GaveUp(f"no request was seen whole by both sides in {seconds:g} s; verdicts: {found['verdicts']}")
     return {"shape": shape.said(), "seconds": seconds, "cells": [cell.label for cell in cells], **found}

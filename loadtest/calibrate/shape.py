@@ -10,12 +10,13 @@ from statistics import median
 from typing import Any
 
 from loadtest import stats
-from loadtest.arrivals import Arrivals
+from loadtest.arrivals import FASTEST_PER_S, Arrivals
 from loadtest.plan import Cell
 from loadtest.sample import Sample
 
 LEAST_INPUT_TOKENS = 8  # shorter prompts are soon used up
 ENOUGH = 2000  # requests of a cell that its shape is read from
+LEAST_GAP_S = 0.0005  # a gap of nothing would be a drain, which has no gaps to compare
 USUAL_GAP_S = 0.02  # where streams have a single token
 STREAMS = 4  # so many of a user's fit into the time; longer ones are shortened
 PROTOCOLS = ("tgi", "openai-completions", "openai-chat")
@@ -46,7 +47,7 @@ class Shape:
     def events_per_s(self) -> float:
         if self.arrivals is not None:
             return self.arrivals.rate_per_s * self.tokens
-        return self.concurrency * self.tokens / max(self.stream_s, 1e-3)
+        return self.concurrency * self.tokens / max(self.stream_s, LEAST_GAP_S)
 
     @property
     def level(self) -> float:
@@ -63,14 +64,22 @@ class Shape:
         return replace(self, concurrency=users)
 
     def within(self, seconds: float) -> Shape:
-        """Streams so short that `STREAMS` of a user's fit. That makes the load no lighter: as many are in flight, and
-        requests are begun more often.
+        """Streams so short that `STREAMS` of a user's fit: tokens and the first wait by one factor, gaps only where two
+        tokens need it. As many are in flight (an open loop's rate rises), no fewer tokens come a second, and requests
+        are begun more often: the load is no lighter.
         """
         longest_s = seconds / STREAMS
-        first_s = min(self.first_s, longest_s / 2)
-        gap_s = min(self.gap_s, longest_s / 2)
-        tokens = min(self.tokens, 1 + max(1, int((longest_s - first_s) / gap_s)))
-        return replace(self, first_s=first_s, gap_s=gap_s, tokens=tokens)
+        factor = longest_s / max(self.stream_s, longest_s)
+        if factor == 1:
+            return self
+        first_s = self.first_s * factor
+        tokens = max(min(2, self.tokens), math.ceil(self.tokens * factor))
+        gap_s = min(self.gap_s, (longest_s - first_s) / max(1, tokens - 1))
+        short = replace(self, first_s=first_s, gap_s=gap_s, tokens=tokens)
+        if self.arrivals is None:
+            return short
+        rate_per_s = min(self.arrivals.rate_per_s * self.stream_s / short.stream_s, FASTEST_PER_S)
+        return replace(short, arrivals=replace(self.arrivals, rate_per_s=rate_per_s))
 
     def said(self) -> dict[str, Any]:
         return asdict(self)
@@ -126,9 +135,6 @@ def shapes(samples: Iterable[Sample], run: Mapping[str, Any], event_bytes: int =
         )
         for cell, of in seen.items()
     }
-
-
-LEAST_GAP_S = 0.0005  # a gap of nothing would be a drain, which has no gaps to compare
 
 
 def heaviest(of: Mapping[Cell, Shape]) -> Iterator[tuple[Shape, Sequence[Cell]]]:
