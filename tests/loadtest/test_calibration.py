@@ -198,9 +198,9 @@ SHAPES = st.builds(
     Shape,
     concurrency=st.integers(1, 2000),
     input_tokens=st.just(8),
-    tokens=st.integers(1, 10_000),
-    first_s=st.floats(0.001, 100),
-    gap_s=st.floats(0.0005, 20),
+    tokens=st.integers(1, 1000),
+    first_s=st.floats(0.001, 10),
+    gap_s=st.floats(0.0005, 2),
 )
 
 

@@ -329,6 +329,14 @@ def test_the_client_is_saturated_above_two_milliseconds_and_a_tenth_of_the_media
     assert len(seen["reasons"]) == (verdict != "ok")
 
 
+def test_a_loop_that_stands_still_has_few_lags_and_is_seen_by_their_median():
+    seen = {"config": "T", "concurrency": 2, "input_tokens": 100, "new_tokens": 4, "cpu": 0.5}
+    seen |= {"hub_lag_p50_s": 0.035, "hub_lag_p99_s": 0.04, "hub_lag_max_s": 0.04, "hub_lag_samples": 30}
+    client = only_cell(closed_loop(10), client=[seen])["client"]
+    assert client["reasons"] == ["median of the event loop's lag is 35.0 ms, above the limit of 2.0 ms"]
+    assert only_cell(closed_loop(10), client=[seen | {"hub_lag_samples": 9}])["client"]["verdict"] == "ok"
+
+
 def test_a_client_without_cpu_left_is_suspect():
     seen = {"config": "T", "concurrency": 2, "input_tokens": 100, "new_tokens": 4, "cpu": 0.95}
     seen |= {"hub_lag_p50_s": 0.0, "hub_lag_p99_s": 0.0, "hub_lag_max_s": 0.0, "hub_lag_samples": 500}
