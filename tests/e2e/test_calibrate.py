@@ -126,6 +126,21 @@ def the_truth_server_of(parent: int) -> int:
     raise AssertionError("there is no truth server")
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="there is no other core")
+def test_a_client_that_is_kept_to_a_core_leaves_the_server_another():
+    core, *others = sorted(os.sched_getaffinity(0))
+    program = (
+        f"from loadtest.calibrate.replay import free_core\nimport os\nprint(free_core())\n"
+        f"os.sched_setaffinity(0, {{{core}}})\nprint(free_core(), os.sched_getaffinity(0))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    free, kept = done.stdout.splitlines()
+    if len(others) + 1 == os.cpu_count():
+        assert free == "None", "the system may choose"
+    assert int(kept.split()[0]) != core
+    assert kept.endswith(f"{{{core}}}"), "it stays where it was put"
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder of a run with its calibration, of a server whose gaps are 5 ms."""
