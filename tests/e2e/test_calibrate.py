@@ -218,6 +218,21 @@ def test_a_run_whose_calibration_fails_is_whole_and_says_why(tmp_path: Path):
     assert "complete " in done.stdout
 
 
+def test_ctrl_c_in_a_runs_calibration_leaves_a_whole_run(tmp_path: Path):
+    with truth(first=0.01, gap=0.002) as server:
+        sizes = ("-u", "1", "-t", "1s", "--new-tokens", "4", "--input-tokens", "9", "--allow", "saturated")
+        command = [sys.executable, "-m", "loadtest", "run", "--url", server.url, *sizes, "--results", str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            the_truth_server_of(process.pid)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "not calibrated in this run: interrupted" in out
+    assert "Traceback" not in err
+    (folder,) = tmp_path.iterdir()
+    assert json.loads((folder / "run.json").read_text())["interrupted"] is False
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
