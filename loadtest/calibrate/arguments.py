@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 USERS, NEW_TOKENS, INPUT_TOKENS, FIRST_S, GAP_S = 16, 128, 256, 0.2, 0.02  # where nothing is said
 TYPES = ("tgi", "openai-completions", "openai-chat")
 TRANSPORTS = ("gevent", "httpx", "huggingface_hub")
-RUN_TIME_S, SEARCH_S, BOUND_S = 10.0, 60.0, 0.001
+RUN_TIME_S, SEARCH_S, BOUND_S = 10.0, 120.0, 0.001
 
 
 def add_calibrate(verbs: Any) -> None:
@@ -60,7 +60,7 @@ def add_calibrate(verbs: Any) -> None:
         type=seconds,
         default=RUN_TIME_S,
         metavar="TIME",
-        help=f"of each load; streams are shortened to fit (default: {RUN_TIME_S:g}s)",
+        help=f"of each load, and of each that is tried; streams are shortened to fit (default: {RUN_TIME_S:g}s)",
     )
     both.add_argument(
         "--bound",
@@ -74,7 +74,7 @@ def add_calibrate(verbs: Any) -> None:
         type=seconds,
         default=SEARCH_S,
         metavar="TIME",
-        help=f"how long to look for that (default: {SEARCH_S:g}s)",
+        help=f"how long to look for that (default: {SEARCH_S / 60:g}m)",
     )
     both.add_argument("--no-search", action="store_true", help="don't look for it")
     both.add_argument("--allow", choices=["saturated"], help="a saturated client doesn't fail the calibration")

@@ -29,8 +29,8 @@ from loadtest.report.numbers import quantity
 from loadtest.sample import read_samples
 
 SCHEMA = 1
-STEP_S = 3.0  # how long an attempt of the search takes requests
 LEAST_RATE_PER_S = 0.1
+MOST_DRAIN = 1.5  # what an attempt may take, of the time that requests are begun in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ def run(options: Options) -> int:
             say(f"calibrating: {load_said(shape.said())}")
             loads.append(replay(shape, options.seconds, cells))
         if options.search_s is not None:
-            found = search(max((shape for shape, _ in wanted), key=lambda each: each.events_per_s), options)
+            heaviest = max(range(len(wanted)), key=lambda i: wanted[i][0].events_per_s)
+            found = search(wanted[heaviest][0], loads[heaviest], options)
 
     problem = interruptible(work)
     if problem is not None:
@@ -88,18 +89,28 @@ def of_run(folder: Path, event_bytes: int) -> list[tuple[Shape, Sequence[Cell]]]
     return [(shape, (cell,)) for cell, shape in of.items()]
 
 
-def search(shape: Shape, options: Options) -> dict[str, Any]:
-    """The highest level of a load whose errors stay under the bound, as --json has it. Raises: as `replay`."""
+def search(shape: Shape, known: dict[str, Any], options: Options) -> dict[str, Any]:
+    """The highest level of a load whose errors stay under the bound, as --json has it. Raises: as `replay`.
+
+    known: CALIBRATED of the load itself, which the search begins with.
+    """
     assert options.search_s is not None
     deadline = time.monotonic() + options.search_s
+    first = [known]
 
     def attempt(level: float) -> Attempt:
+        if first:
+            return judged(first.pop(), options.bound_s)
         say(f"trying {load_said(shape.at(level).said())}")
-        return judged(replay(shape.at(level), STEP_S), options.bound_s)
+        return judged(replay(shape.at(level), options.seconds), options.bound_s)
 
     least = 1.0 if shape.arrivals is None else LEAST_RATE_PER_S
     found = highest(
-        shape.level, shape.arrivals is None, attempt, lambda: time.monotonic() + 2 * STEP_S < deadline, least
+        shape.level,
+        shape.arrivals is None,
+        attempt,
+        lambda: time.monotonic() + MOST_DRAIN * options.seconds < deadline,
+        least,
     )
     return {
         "bound_s": options.bound_s,
@@ -108,7 +119,7 @@ def search(shape: Shape, options: Options) -> dict[str, Any]:
         "over": found.over,
         "why": found.why,
         "ended": found.ended,
-        "shape": shape.within(STEP_S).said(),
+        "shape": shape.within(options.seconds).said(),
     }
 
 
