@@ -41,8 +41,12 @@ def interruptible(work: Callable[[], None]) -> BaseException | None:
             told = True
             greenlet.kill(Interrupted("interrupted"), block=False)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # for good: a second one must not cut the report
-        gevent.signal_handler(number, stop)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # for good: a second one must not cut the report
+    watchers = {number: gevent.signal_handler(number, stop) for number in numbers}
     greenlet.join()
+    if told:  # nor the exit code: at its end Python would give a signal that isn't ignored its default back
+        for number, watcher in watchers.items():
+            watcher.cancel()
+            signal.signal(number, signal.SIG_IGN)
     greenlet.get()  # raises what was not expected
     return caught
