@@ -6,8 +6,9 @@
 A truth server of known schedule runs on core 0 and stamps just before each send; the client, with all that it starts,
 on core 1. Instants are CLOCK_MONOTONIC of one machine, so they compare.
 
-Error of a TTFT = (client's first token − server's send) + (server's receive − client's `started`), paired by id.
-Error of a gap = client's gap − server's gap between the same two tokens; the p99 is of its absolute value.
+Errors are computed as by `tokenclock calibrate` (loadtest/calibrate/errors.py), paired by id: of a TTFT (client's first
+token − server's send) + (server's receive − client's `started`); of a gap client's − server's, the p99 of its absolute
+value.
 CPU per token is the client process's, start-up and report left out. `all` has the opening burst, `steady` has not.
 Of offered: tokens that arrived from the first request's end to the last one's begin, while every stream was kept busy,
 of those that the server's schedule has for so many streams. tokens/s is of the whole run, its begin and end included.
@@ -29,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from loadtest.calibrate.errors import cpu_us_per_token, gap_errors_s, pair, ttft_error_s
 from loadtest.truth.process import truth
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +91,19 @@ def ours(transport: str, load: Load, url: str, folder: Path) -> tuple[list[dict[
     """Samples as `tokenclock run` wrote them, the wall and the CPU of its load window."""
     command = [sys.executable, "-m", "loadtest", "run", "--url", url, "--transport", transport]
     sizes = ["-u", str(load.streams), "-t", f"{load.seconds}s", "--new-tokens", str(load.tokens)]
-    on_core_1([*command, *sizes, "--input-tokens", str(INPUT_TOKENS), "--results", str(folder), "--timeout", "10m"])
+    on_core_1(
+        [
+            *command,
+            *sizes,
+            "--no-calibrate",
+            "--input-tokens",
+            str(INPUT_TOKENS),
+            "--results",
+            str(folder),
+            "--timeout",
+            "10m",
+        ]
+    )
     (run,) = folder.iterdir()
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     (client,) = json.loads((run / "run.json").read_text())["client"]
@@ -111,36 +125,32 @@ def figures(
 ) -> dict[str, float]:
     """Milliseconds where the name says so. Only whole streams are paired; the others count as missing tokens."""
     ttft: dict[str, list[float]] = {"all": [], "steady": []}
-    gaps: list[np.ndarray] = []
+    gaps: list[float] = []
     late: list[float] = []
     tokens = in_window = 0
     window = min(s["events"][-1][0] for s in samples if s["events"]), max(s["scheduled_ns"] for s in samples)
     for sample in samples:
         tokens += len(sample["events"])
         in_window += sum(window[0] <= t <= window[1] for t, _, _ in sample["events"])
-        true = truths.get(sample["id"])
-        if true is None or len(sample["events"]) != len(true["sent_ns"]):
+        seen = pair(sample["started_ns"], [t for t, _, _ in sample["events"]], truths.get(sample["id"]))
+        if seen is None:
             continue
-        arrivals = np.array([t for t, _, _ in sample["events"]])
-        sent = np.array(true["sent_ns"])
-        error = (arrivals[0] - sent[0] + true["received_ns"] - sample["started_ns"]) / 1e6
-        steady = sample["phase"] != "warmup"
+        error = ttft_error_s(seen) * 1e3
         ttft["all"].append(error)
-        if steady:
+        if sample["phase"] != "warmup":
             ttft["steady"].append(error)
             late.append((sample["started_ns"] - sample["scheduled_ns"]) / 1e6)
-        gaps.append(np.abs(np.diff(arrivals) - np.diff(sent)) / 1e6)
-    pooled = np.concatenate(gaps)
+        gaps += [abs(error_s) * 1e3 for error_s in gap_errors_s(seen)]
     return {
         "tokens_per_s": tokens / wall_s,
         "window_tokens_per_s": in_window / (window[1] - window[0]) * 1e9,
-        "cpu_us": cpu_s / tokens * 1e6,
+        "cpu_us": cpu_us_per_token(cpu_s / wall_s, wall_s, tokens) or float("nan"),
         "ttft_all_p50": quantile(ttft["all"], 0.5),
         "ttft_all_p99": quantile(ttft["all"], 0.99),
         "ttft_steady_p50": quantile(ttft["steady"], 0.5),
         "ttft_steady_p99": quantile(ttft["steady"], 0.99),
         "late_p99": quantile(late, 0.99),
-        "gap_p99": quantile(pooled, 0.99),
+        "gap_p99": quantile(gaps, 0.99),
         "kernel": sum(sample["clock"] == "kernel" for sample in samples) / len(samples),
         "whole": len(ttft["all"]) / len(truths),
     }

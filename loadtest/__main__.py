@@ -1,4 +1,6 @@
-"""The command line: `run` measures an endpoint, `probe` looks at a request closely, `report` recomputes a report."""
+"""The command line: `run` measures an endpoint, `probe` looks at a request closely, `calibrate` at the client itself,
+`report` recomputes a report.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +37,7 @@ try:
         timeouts,
         wanted,
     )
+    from loadtest.calibrate.arguments import add_calibrate, calibrate
 except ModuleNotFoundError as error:  # pip brought no extra at all: there aren't even options to read
     print(f"tokenclock: {remedy(error)}", file=sys.stderr)
     sys.exit(2)
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def dispatch(asked: argparse.Namespace) -> int:
     try:
-        return {"run": run, "probe": probe, "report": report}[asked.verb](asked)
+        return {"run": run, "probe": probe, "calibrate": calibrate, "report": report}[asked.verb](asked)
     except Usage as error:
         return fail(str(error))
     except ModuleNotFoundError as error:
@@ -195,10 +198,14 @@ def parser() -> argparse.ArgumentParser:
         "--allow",
         action="append",
         default=[],
-        choices=[v.value for v in Verdict if v is not Verdict.COMPLETE],
-        help="a verdict that doesn't fail the run; may be repeated",
+        choices=[*(v.value for v in Verdict if v is not Verdict.COMPLETE), "saturated"],
+        help="a verdict that doesn't fail the run, or saturated, the client's; may be repeated",
+    )
+    both.add_argument(
+        "--no-calibrate", action="store_true", help="don't measure the client's own error afterwards (some seconds)"
     )
     _add_probe(verbs)
+    add_calibrate(verbs)
     again = verbs.add_parser(
         "report", help="recompute a report", description="Recompute summary, charts and report of a run's folder."
     )
@@ -304,6 +311,7 @@ def options(asked: argparse.Namespace) -> Options:
         look=replace(look(asked), shared=shared_prefix(asked, input_tokens, seed)),
         timeouts=timeouts(asked),
         allow=frozenset(asked.allow),
+        calibrate=not asked.no_calibrate,
         plan=plan,
         configs=(plans.CONFIGS[asked.config],) if asked.config else tuple(plans.CONFIGS.values()),
         waves=asked.waves or 10,

@@ -57,6 +57,7 @@ class Recorder:
             "versions": versions(),
             "processes": [process(0)],
             "client": [],
+            "calibration": None,
             "dataset": None,
             "shared_prefix_tokens": 0,
             "open_loop": None,
@@ -106,6 +107,11 @@ class Recorder:
         """How late the client was and what it burned, during one cell."""
         named = {name: getattr(cell, name) for name in ("config", "concurrency", "input_tokens", "new_tokens")}
         self._run["client"].append({**named, **seen})
+
+    def calibration(self, found: dict[str, Any]) -> None:
+        """How wrong the client's own clock is: see run.schema.json. After `close`, too."""
+        self._run["calibration"] = found
+        self._write()
 
     def add(self, sample: Sample) -> None:
         self._samples.write(sample.to_json() + "\n")

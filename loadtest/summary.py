@@ -9,7 +9,7 @@
             "samples": {"steady", "complete", "failed"},                  steady phase
             "verdicts": {"complete": 40, ...},                            steady phase
             "metrics": {name: METRIC}, "itl": {"gaps", "gaps_of_several_tokens", "requests_with_fewer_events"},
-            "client": {"saturated", "reasons", "limit_s", "lag_s", "lag_statistic", "lag_n", "hub_lag_p99_s",
+            "client": {"verdict", "saturated", "reasons", "limit_s", "lag_s", "lag_statistic", "lag_n", "hub_lag_p99_s",
                        "cpu"},
             "stream": {"token_events", "shared_read_share", "buffered"}, "off_plan": ["sentence", ...],
             "server": {"n", "queue_s", "prefill_s", "decode_s", "network_s", "steps_by_batch_size"} | null,
@@ -17,7 +17,8 @@
  "cold": [{"config", "label", "ttft_s" | null, "verdict"}],               first warm-up request of each configuration
  "missing": ["T 256→768", ...],                                           cells of the plan without a figure
  "verdicts": {"n", "counts": {...}, "by_phase": {"warmup": {...}}, "details": {"timeout": ["first", ...]}},
- "client": {"saturated": false, "reasons": ["L 256→1: ...", ...]},
+ "client": {"verdict": "ok" | "suspect" | "saturated", "saturated": false, "reasons": ["L 256→1: ...", ...]},
+ "calibration": {"loads": [CALIBRATED, ...], "reason"} | null,            run.json's: loadtest/calibrate/__init__.py
  "notes": ["sentence", ...]}
 METRIC = {"unit", "n", "mean", "std", "min", "max", "p50", "p90", "p95", "p99",   a quantile is null where not printable
           "ci95_of_median": [low, high] | null, "ci95_coverage": 0.9785 | null,
@@ -222,8 +223,10 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         _cell(cell, steady, hosts, seen.get(tuple(getattr(cell, key) for key in _CLIENT_KEY)))
         for cell, steady in sorted(groups.items(), key=lambda item: _reading_order(item[0]))
     ]
+    calibration = run.get("calibration")
+    for load in calibration["loads"] if calibration else []:
+        _doubt_the_clock([entry for entry in cells if entry["label"] in load["cells"]], load["errors"])
     missing = _missing(cells, run)
-    reasons = [f"{entry['label']}: {reason}" for entry in cells for reason in entry["client"]["reasons"]]
     used = {hosts.get(sample.process, "") for sample in samples}
     return {
         "schema": SCHEMA,
@@ -237,9 +240,31 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         "cold": _cold(samples),
         "missing": missing,
         "verdicts": _verdicts(samples),
-        "client": {"saturated": bool(reasons), "reasons": reasons},
+        "client": _client(cells),
+        "calibration": calibration,
         "notes": [*_notes(cells, run, missing, used), *_repeats(samples, run), *_edges(samples)],
     }
+
+
+def _doubt_the_clock(cells: Iterable[dict[str, Any]], errors: Mapping[str, Any]) -> None:
+    """A calibrated error that is a good part of a cell's medians makes its client suspect, where it isn't worse."""
+    for entry in cells:
+        client = entry["client"]
+        if not client["saturated"] and (said := trust.imprecise(errors, entry["metrics"])):
+            client |= {"verdict": trust.SUSPECT, "reasons": [*client["reasons"], *said]}
+
+
+def _client(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The worst verdict of all cells, and its reasons."""
+    found = {entry["client"]["verdict"] for entry in cells}
+    verdict = next(each for each in (trust.SATURATED, trust.SUSPECT, trust.OK) if each in found or each == trust.OK)
+    reasons = [
+        f"{entry['label']}: {reason}"
+        for entry in cells
+        if entry["client"]["verdict"] == verdict
+        for reason in entry["client"]["reasons"]
+    ]
+    return {"verdict": verdict, "saturated": verdict == trust.SATURATED, "reasons": reasons}
 
 
 def _repeats(samples: Sequence[Sample], run: Mapping[str, Any]) -> Iterator[str]:

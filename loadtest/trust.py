@@ -18,6 +18,11 @@ from loadtest.sample import Sample
 
 LAG_LIMIT_S = 0.002
 LAG_LIMIT_OF_TTFT = 0.1
+SATURATED, SUSPECT, OK = "saturated", "suspect", "ok"  # verdicts on the client
+SUSPECT_OF_LIMIT = 0.5
+ERROR_LIMIT = 0.1  # of the median of what it is an error of
+SUSPECT_CPU = 0.9  # of a core: all that one process of ours can use
+REMEDY = "fewer users, a slower rate, or a machine with less else to do"
 BUFFERED_SHARE = 0.5
 
 
@@ -36,36 +41,78 @@ def client_lags_s(samples: Iterable[Sample]) -> list[float]:
     return lags
 
 
-def client(steady: Sequence[Sample], seen: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Saturated where the 99th percentile of the client's lag passes max(2 ms, 10 % of the median TTFT).
+def client(
+    steady: Sequence[Sample], seen: Mapping[str, Any] | None, usual_ttft_s: float | None = None
+) -> dict[str, Any]:
+    """Saturated where the 99th percentile of the client's lag passes max(2 ms, 10 % of the median TTFT); suspect where
+    it passes half of that, or where the process had next to no CPU left; else ok.
 
     Two lags are held against the limit: that of the requests and that of the client's event loop. Where there are too
     few requests for a p99 the second largest stands in for it: one late request proves no p99, two are no accident.
-    The event loop's counts where it has a p99. seen: the entry of run.json's `client`, if any.
+    Of the event loop's too few are its median: a loop that stands still is seldom late, and long.
+
+    seen: the entry of run.json's `client`, if any. usual_ttft_s: what stands for the median TTFT, where the samples'
+    own is another load's.
     """
     ttfts = [ttft for s in steady if s.complete and (ttft := stats.ttft_s(s)) is not None]
-    limit_s = max(LAG_LIMIT_S, LAG_LIMIT_OF_TTFT * float(np.median(ttfts))) if ttfts else LAG_LIMIT_S
+    ttft_s = usual_ttft_s if usual_ttft_s is not None else float(np.median(ttfts)) if ttfts else 0.0
+    limit_s = max(LAG_LIMIT_S, LAG_LIMIT_OF_TTFT * ttft_s)
     lags = client_lags_s(steady)
     lag_s, statistic = stand_in_for_p99(lags)
-    hub_lag_s = seen["hub_lag_p99_s"] if seen and stats.printable(seen["hub_lag_samples"], 0.99) else None
-    reasons = [
-        f"{what} is {late * 1e3:.1f} ms, above the limit of {limit_s * 1e3:.1f} ms"
-        for what, late in (
-            (f"{statistic} of the requests' lag (n = {len(lags)})", lag_s),
-            ("p99 of the event loop's lag", hub_lag_s),
-        )
-        if late is not None and late > limit_s
-    ]
+    loop_lag_s, loop_statistic = loop_lag(seen)
+    cpu = seen["cpu"] if seen else None
+    judged = (
+        (f"{statistic} of the requests' lag (n = {len(lags)})", lag_s),
+        (f"{loop_statistic} of the event loop's lag", loop_lag_s),
+    )
+
+    def above(share: float, what: str) -> list[str]:
+        return [
+            f"{name} is {late * 1e3:.1f} ms, above {what} of {limit_s * 1e3:.1f} ms"
+            for name, late in judged
+            if late is not None and late > share * limit_s
+        ]
+
+    verdict, reasons = SATURATED, above(1, "the limit")
+    if not reasons:
+        verdict, reasons = SUSPECT, above(SUSPECT_OF_LIMIT, "half the limit")
+        if cpu is not None and cpu > SUSPECT_CPU:
+            reasons.append(f"the process used {100 * cpu:.0f} % of a core")
     return {
-        "saturated": bool(reasons),
+        "verdict": verdict if reasons else OK,
+        "saturated": bool(reasons) and verdict == SATURATED,
         "reasons": reasons,
         "limit_s": limit_s,
         "lag_s": lag_s,
         "lag_statistic": statistic,
         "lag_n": len(lags),
-        "hub_lag_p99_s": hub_lag_s,
-        "cpu": seen["cpu"] if seen else None,
+        "hub_lag_p99_s": loop_lag_s if loop_statistic == "p99" else None,
+        "cpu": cpu,
     }
+
+
+def loop_lag(seen: Mapping[str, Any] | None) -> tuple[float | None, str]:
+    """The 99th percentile of the event loop's lag, or its median where there are too few for that; and which it is."""
+    for statistic, name, q in (("p99", "hub_lag_p99_s", 0.99), ("median", "hub_lag_p50_s", 0.5)):
+        if seen and stats.printable(seen["hub_lag_samples"], q):
+            return seen[name], statistic
+    return None, "p99"
+
+
+def imprecise(errors: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any]) -> list[str]:
+    """Sentences, one for each calibrated error that is above 10 % of the median it is an error of.
+
+    errors: of CALIBRATED (loadtest/calibrate); metrics: of the cell, as in summary.json.
+    """
+    said = []
+    for name, error in errors.items():
+        median_s = metrics.get(name, {}).get("p50")
+        if median_s and error["judged"] is not None and error["judged"] > ERROR_LIMIT * median_s:
+            share = 100 * error["judged"] / median_s
+            said.append(
+                f"the calibrated error of {name} is {error['judged'] * 1e3:.2f} ms, {share:.0f} % of its median"
+            )
+    return said
 
 
 def stand_in_for_p99(values: Sequence[float]) -> tuple[float | None, str]:

@@ -21,6 +21,7 @@ METRICS = ROOT / "docs" / "metrics.md"
 COMMANDS = (
     ("tokenclock run", ["loadtest", "run"]),
     ("tokenclock probe", ["loadtest", "probe"]),
+    ("tokenclock calibrate", ["loadtest", "calibrate"]),
     ("tokenclock report", ["loadtest", "report"]),
     ("tokenclock-server serve", ["server", "serve"]),
     ("tokenclock-server export", ["server", "export"]),

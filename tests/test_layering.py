@@ -33,6 +33,9 @@ PURE = {
     "loadtest/sample.py": {"loadtest.plan", "loadtest.verdict"},
     "loadtest/stats.py": {"loadtest.sample", "loadtest.plan", "loadtest.verdict"},
     "loadtest/trust.py": {"loadtest.stats", "loadtest.sample", "loadtest.plan", "loadtest.verdict"},
+    "loadtest/calibrate/errors.py": {"loadtest.stats", "loadtest.trust", "loadtest.sample"},
+    "loadtest/calibrate/shape.py": {"loadtest.stats", "loadtest.arrivals", "loadtest.plan", "loadtest.sample"},
+    "loadtest/calibrate/search.py": set(),
     "loadtest/probe/findings.py": {
         "loadtest.stats",
         "loadtest.trust",

@@ -6,14 +6,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from loadtest.report.clock import calibrated_said
+from loadtest.report.escaping import escape
 from loadtest.report.numbers import ABSENT, quantity
+from loadtest.trust import REMEDY, SUSPECT
 
 Summary = Mapping[str, Any]
 
 
 def sentences(summary: Summary) -> Iterator[str]:
     """Markdown sentences, one doubt each: client, stream, plan, page, first call, and what is missing."""
-    yield "**Client error**: not calibrated in this run. It is no part of the intervals above."
+    said = escape(calibrated_said(summary["calibration"]))
+    yield f"**Client error**, {said}. It is no part of the intervals above."
     cells = summary["cells"]
     if any(entry["samples"]["complete"] for entry in cells):
         yield _client(summary)
@@ -41,16 +45,18 @@ def _client(summary: Summary) -> str:
         return (
             "**The client was saturated**, so these figures are in part the client's own: "
             + "; ".join(summary["client"]["reasons"])
-            + "."
+            + f". Remedy: {REMEDY}."
         )
+    begin = "**The client was not the bottleneck**"
+    if summary["client"]["verdict"] == SUSPECT:
+        begin = f"**The client is suspect**: {'; '.join(summary['client']['reasons'])}. Still it was not the bottleneck"
     tightest = max(cells, key=lambda entry: (entry["client"]["lag_s"] or 0) / entry["client"]["limit_s"])
     seen = tightest["client"]
     late = [lag for entry in cells if (lag := entry["client"]["hub_lag_p99_s"]) is not None]
     cpu = [entry["client"]["cpu"] for entry in cells if entry["client"]["cpu"] is not None]
     return (
-        "**The client was not the bottleneck**: nearest to its limit came "
-        f"{tightest['label']}, {seen['lag_statistic']} of the lag {quantity(seen['lag_s'], 's', 3)} of at most "
-        f"{quantity(seen['limit_s'], 's', 3)} (n = {seen['lag_n']}); "
+        f"{begin}: nearest to its limit came {tightest['label']}, {seen['lag_statistic']} of the lag "
+        f"{quantity(seen['lag_s'], 's', 3)} of at most {quantity(seen['limit_s'], 's', 3)} (n = {seen['lag_n']}); "
         f"event loop p99 at most {quantity(max(late), 's', 3) if late else ABSENT}; "
         f"CPU at most {f'{100 * max(cpu):.0f} % of one core' if cpu else ABSENT}."
         " Lag is started − scheduled, less the cost of a fresh connection."

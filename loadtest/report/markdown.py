@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loadtest.report import doubts
+from loadtest.report.clock import ERRORS, load_said
+from loadtest.report.escaping import escape
 from loadtest.report.grid import panels
 from loadtest.report.numbers import ABSENT, quantiles, quantity, with_failures
 from loadtest.report.text import OUTPUT_RATE, output_rate, panel_rows
@@ -27,14 +29,6 @@ FAILABLE = (*TIMES[:2], TIMES[4], ("encoding time", "encoding_time_s"), ("batch 
 LEFT = ":---"
 
 
-def escape(text: object) -> str:
-    """One line of plain text: no pipe, tag, link or emphasis of it is markup."""
-    line = " ".join(str(text).split())
-    for character in "\\`*_[]<>|":
-        line = line.replace(character, "\\" + character)
-    return line.replace("&", "&amp;")
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], others: str = "---:") -> str:
     """A pipe table; the first column is aligned left, the others right, or as `others` says. Entries are taken as they
     are."""
@@ -49,6 +43,7 @@ def render(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Sequenc
         "\n".join(f"- {line}" for line in _measured(run)),
         *_page(summary, pictures[:-1]),
         *_cells(summary),
+        *_clock(summary["calibration"]),
         *_server(summary["cells"]),
         "## Verdicts\n\n" + _verdicts(summary["verdicts"]),
         "## How far to trust these numbers\n\n" + "\n".join(f"- {line}" for line in doubts.sentences(summary)),
@@ -131,6 +126,23 @@ def _cells(summary: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "### With failures counted as infinitely slow\n\np50 / p90 / p99 of all requests (waves) of the steady "
             "phase, so that failing cannot flatter.\n\n" + table(["cell", *(title for title, _ in FAILABLE)], failed)
+        )
+
+
+def _clock(calibration: Mapping[str, Any] | None) -> Iterator[str]:
+    rows = []
+    for load in calibration["loads"] if calibration else []:
+        errors = (quantiles({**load["errors"][name], "unit": "s"}, ("p50", "p99", "max")) for _, name in ERRORS)
+        cpu = load["cpu_us_per_token"]
+        rows.append(
+            [escape(", ".join(load["cells"])), load_said(load["shape"]), *errors, f"{cpu:.0f} µs" if cpu else ABSENT]
+        )
+    if rows:
+        head = ["cells", "their heaviest load, replayed", *(title for title, _ in ERRORS), "CPU per token"]
+        yield (
+            "## The client's own error\n\np50 / p99 / max of what this client measured less what really happened, on "
+            "loopback without TLS, against a server that knows when it sent what. It is no part of any interval.\n\n"
+            + table(head, rows)
         )
 
 

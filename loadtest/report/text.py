@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loadtest.report.clock import calibrated_said
 from loadtest.report.grid import Panel, panels
 from loadtest.report.numbers import ABSENT, quantiles, quantity, with_interval
 
@@ -43,7 +44,7 @@ def output_rate(entry: Mapping[str, Any]) -> str:
 
 def tables(summary: Mapping[str, Any]) -> str:
     """The text printed on the terminal, without a newline at its end."""
-    blocks = [f"{panel.title}\n{_aligned(*panel_rows(panel))}" for panel in panels(summary)]
+    blocks = [f"{panel.title}\n{aligned(*panel_rows(panel))}" for panel in panels(summary)]
     rows = [
         [
             entry["label"],
@@ -55,18 +56,19 @@ def tables(summary: Mapping[str, Any]) -> str:
         for entry in summary["cells"]
     ]
     if rows:
-        blocks.append("Requests of the steady phase\n" + _aligned(CELL_HEAD, rows))
+        blocks.append("Requests of the steady phase\n" + aligned(CELL_HEAD, rows))
     verdicts = summary["verdicts"]
     lines = [f"verdicts (all phases): {', '.join(f'{name} {n}' for name, n in verdicts['counts'].items()) or 'none'}"]
     lines += [f"  {verdict}: {said}" for verdict, details in verdicts["details"].items() for said in details]
-    lines += [f"client saturated: {reason}" for reason in summary["client"]["reasons"]]
+    lines += [f"client {summary['client']['verdict']}: {reason}" for reason in summary["client"]["reasons"]]
+    lines.append(f"client's error, {calibrated_said(summary['calibration'])}")
     lines += [f"{entry['label']}: off plan: {said}" for entry in summary["cells"] for said in entry["off_plan"]]
     lines += [f"{entry['label']}: the stream was buffered" for entry in summary["cells"] if entry["stream"]["buffered"]]
     lines += summary["notes"]
     return "\n\n".join([*blocks, "\n".join(lines)])
 
 
-def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest entry: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     return "\n".join(

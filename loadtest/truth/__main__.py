@@ -59,7 +59,10 @@ def main() -> None:
     with suppress(OSError):  # of a file or /dev/null: it can't close, a signal ends the server
         server.poller.register(0, selectors.EVENT_READ, stdin_ready)
     gc.disable()  # no cycles are made, and a collection would stop all streams
-    print(json.dumps({"port": server.listener.getsockname()[1]}), flush=True)
+    try:
+        os.write(1, json.dumps({"port": server.listener.getsockname()[1]}).encode() + b"\n")
+    except BrokenPipeError:  # whoever started it was interrupted meanwhile
+        return
     server.serve()
     if asked.record is not None:
         with asked.record.open("wb") as file:

@@ -309,16 +309,57 @@ def test_the_summary_is_json_without_infinity():
 
 
 @pytest.mark.parametrize(
-    ("ttft_ms", "lag_ms", "saturated"), [(5, 1.9, False), (5, 2.1, True), (50, 4.9, False), (50, 5.1, True)]
+    ("ttft_ms", "lag_ms", "verdict"),
+    [
+        (5, 0.9, "ok"),
+        (5, 1.9, "suspect"),
+        (5, 2.1, "saturated"),
+        (50, 2.4, "ok"),
+        (50, 4.9, "suspect"),
+        (50, 5.1, "saturated"),
+    ],
 )
-def test_the_client_is_saturated_above_two_milliseconds_and_a_tenth_of_the_median_ttft(ttft_ms, lag_ms, saturated):
+def test_the_client_is_saturated_above_two_milliseconds_and_a_tenth_of_the_median_ttft(ttft_ms, lag_ms, verdict):
     samples = [made(scheduled_ms=1000 * i, lag_ms=0, ttft_ms=ttft_ms) for i in range(8)]
     late = [made(scheduled_ms=8000 + 1000 * i, lag_ms=lag_ms, ttft_ms=ttft_ms) for i in range(2)]
     seen = only_cell([*samples, *late])["client"]
-    assert seen["saturated"] is saturated
+    assert (seen["verdict"], seen["saturated"]) == (verdict, verdict == "saturated")
     assert (seen["lag_statistic"], seen["lag_n"]) == ("second largest", 10)
     assert seen["lag_s"] == pytest.approx(lag_ms / 1000)
-    assert len(seen["reasons"]) == saturated
+    assert len(seen["reasons"]) == (verdict != "ok")
+
+
+def test_a_loop_that_stands_still_has_few_lags_and_is_seen_by_their_median():
+    seen = {"config": "T", "concurrency": 2, "input_tokens": 100, "new_tokens": 4, "cpu": 0.5}
+    seen |= {"hub_lag_p50_s": 0.035, "hub_lag_p99_s": 0.04, "hub_lag_max_s": 0.04, "hub_lag_samples": 30}
+    client = only_cell(closed_loop(10), client=[seen])["client"]
+    assert client["reasons"] == ["median of the event loop's lag is 35.0 ms, above the limit of 2.0 ms"]
+    assert only_cell(closed_loop(10), client=[seen | {"hub_lag_samples": 9}])["client"]["verdict"] == "ok"
+
+
+def test_a_client_without_cpu_left_is_suspect():
+    seen = {"config": "T", "concurrency": 2, "input_tokens": 100, "new_tokens": 4, "cpu": 0.95}
+    seen |= {"hub_lag_p50_s": 0.0, "hub_lag_p99_s": 0.0, "hub_lag_max_s": 0.0, "hub_lag_samples": 500}
+    summary = summarise(closed_loop(10), run(client=[seen]))
+    assert summary["client"] == {
+        "verdict": "suspect",
+        "saturated": False,
+        "reasons": ["T 100→4: the process used 95 % of a core"],
+    }
+
+
+@pytest.mark.parametrize(("error_ms", "verdict"), [(0.9, "ok"), (1.1, "suspect")])
+def test_a_calibrated_error_above_a_tenth_of_a_median_makes_its_cells_client_suspect(error_ms: float, verdict: str):
+    spread = {"n": 500, "p50": 0.0, "p99": error_ms / 1e3, "max": 0.005, "judged": error_ms / 1e3}
+    load = {"cells": ["T 100→4"], "errors": {"itl_s": spread}}
+    other = replace(CELL, new_tokens=5)
+    samples = [made(scheduled_ms=1000 * i, lag_ms=0, gap_ms=10) for i in range(10)]
+    samples += [replace(sample, cell=other) for sample in samples]
+    summary = summarise(samples, run(calibration={"loads": [load], "reason": None}))
+    assert [entry["client"]["verdict"] for entry in summary["cells"]] == [verdict, "ok"]
+    assert summary["client"]["verdict"] == verdict
+    said = ["T 100→4: the calibrated error of itl_s is 1.10 ms, 11 % of its median"]
+    assert summary["client"]["reasons"] == (said if verdict == "suspect" else [])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,230 @@
+"""A load on an endpoint, from the first look to the last sample: a plan in waves, a closed loop or an open one.
+
+What is measured goes to a recorder; who asked for it, and what becomes of it, is none of this module's business.
+"""
+
+from __future__ import annotations
+
+from loadtest.runner import Load, Running, spawned  # isort: skip  (first: importing locust patches sockets)
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gevent
+
+from loadtest.arrivals import Arrivals
+from loadtest.datasets import Dataset, DatasetPrompts
+from loadtest.datasets import Order as DatasetOrder
+from loadtest.dispatch import ClosedLoop, Dispatch, Waves, ids
+from loadtest.interruption import GaveUp
+from loadtest.monitor import Monitor
+from loadtest.open_loop import OpenLoop
+from loadtest.plan import Cell, Config, Plan
+from loadtest.progress import STARTING, Progress, effort
+from loadtest.prompts import PromptError
+from loadtest.record import Recorder
+from loadtest.redaction import hide
+from loadtest.sample import Sample
+from loadtest.served import served
+from loadtest.site import Look, Site
+from loadtest.transport.base import Timeouts
+
+HOPELESS_WAVES = 3  # in a row without one complete request: the endpoint is gone
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asks for. Either `plan`, or `users` and `run_time_s`."""
+
+    url: str | None
+    serve: str | None
+    serve_timeout_s: float
+    results: Path
+    seed: int
+    timeouts: Timeouts
+    look: Look  # at the endpoint, before
+    allow: frozenset[str]
+    calibrate: bool  # the client's clock, after the cells
+    plan: Plan | None
+    configs: tuple[Config, ...]
+    waves: int
+    warmup_waves: int
+    users: int
+    run_time_s: float
+    arrivals: Arrivals | None  # None: a closed loop
+    input_tokens: int
+    new_tokens: int
+    dataset: Dataset | None  # None: prompts are made
+    dataset_order: DatasetOrder
+
+
+@contextmanager
+def site(
+    options: Options, config: Config | None, recorder: Recorder, look: Callable[[str, str], Site]
+) -> Iterator[Site]:
+    """The endpoint to measure for a configuration: a server of our own, or the one at --url.
+
+    look: at a URL, with a seed for the prompts.
+    """
+    with ExitStack() as stack:
+        url, command = options.url, None
+        if options.serve is not None:
+            slots = config.slots if config else options.users
+            name = config.name if config else "run"
+            say(f"serving {name}: {slots} slot{'s' if slots != 1 else ''}")
+            log = recorder.folder / f"server-{name}.log"
+            url, command = stack.enter_context(served(options.serve, slots, log, options.serve_timeout_s))
+        assert url is not None, "the command line makes sure of --url or --serve"
+        found = look(url, f"{options.seed}-{config.name if config else 'free'}")
+        for note in found.notes:
+            say(note)
+        recorder.endpoint(
+            config.name if config else None, url, found.endpoint.protocol, found.description.info, command
+        )
+        yield found
+
+
+def measure_plan(options: Options, plan: Plan, recorder: Recorder) -> None:
+    """Every configuration, every cell: warm-up waves, then the waves that count."""
+    waves = options.warmup_waves + options.waves
+    cells = {config.name: list(plan.cells(config, None)) for config in options.configs}
+    total = sum(STARTING + waves * sum(map(effort, group)) for group in cells.values())
+    lengths = [input_tokens for input_tokens, _ in plan.encoding + plan.generation]
+
+    def look(url: str, seed: str) -> Site:
+        return options.look.at(url, seed, lengths, plan.max_total_tokens)
+
+    next_id = ids(recorder.run, 0)
+    with Progress(total) as progress:
+        for config in options.configs:
+            progress.now(f"{config.name}: starting")
+            with site(options, config, recorder, look) as found:
+                progress.advance(STARTING)
+                dispatch = Waves(found.prompts, next_id)
+                load = _load(found, dispatch, options, recorder)
+                with spawned(load, config.concurrency) as users:
+                    for cell in plan.cells(config, found.description.slots):
+                        _measure_cell(cell, dispatch, users, options, recorder, progress)
+
+
+def _measure_cell(
+    cell: Cell, dispatch: Waves, users: Running, options: Options, recorder: Recorder, progress: Progress
+) -> None:
+    monitor = Monitor()
+    hopeless = 0
+    for phase, count in (("warmup", options.warmup_waves), ("steady", options.waves)):
+        if phase == "steady":
+            monitor.start()
+        progress.now(f"{cell.label} {phase} 1/{count}")
+        for wave, samples in enumerate(dispatch.run(cell, phase, count), 1):
+            progress.advance(effort(cell))
+            progress.now(f"{cell.label} {phase} {min(wave + 1, count)}/{count}")
+            users.books.settle()
+            hopeless = 0 if any(sample.complete for sample in samples) else hopeless + 1
+            if hopeless == HOPELESS_WAVES:
+                raise GaveUp(f"{HOPELESS_WAVES} waves in a row without a complete request; the last: {_why(samples)}")
+    recorder.client(cell, monitor.stop())
+
+
+@contextmanager
+def free_site(options: Options, recorder: Recorder) -> Iterator[tuple[Site, Cell]]:
+    """The endpoint and the one cell of a free run, and on the way out what became of its prompts."""
+
+    def look(url: str, seed: str) -> Site:
+        if options.dataset is not None:
+            return options.look.at_with(url, seed, options.dataset, options.dataset_order)
+        return options.look.at(url, seed, [options.input_tokens], options.input_tokens + options.new_tokens)
+
+    with site(options, None, recorder, look) as found:
+        cell = Cell(None, found.description.slots, options.users, options.input_tokens, options.new_tokens)
+        recorder.shared_prefix(options.look.shared.tokens if options.look.shared else 0)
+        if not isinstance(prompts := found.prompts, DatasetPrompts):
+            yield found, cell
+            return
+        recorder.dataset(prompts.said())
+        try:
+            yield found, replace(cell, input_tokens=None, new_tokens=None, dataset=prompts.dataset.name)
+        finally:
+            recorder.dataset(prompts.said())
+            if said := prompts.repeats(recorder.complete + recorder.other):
+                say(said)
+
+
+def measure_free(options: Options, recorder: Recorder) -> None:
+    """`users` users in a closed loop for `run_time_s` seconds; what runs at the end may finish."""
+    with free_site(options, recorder) as (found, cell):
+        running = 0
+        dispatch = ClosedLoop(cell, found.prompts, ids(recorder.run, 0), lambda: (running, options.users))
+        load = _load(found, dispatch, options, recorder)
+        monitor = Monitor()
+        with Progress(options.run_time_s) as progress:
+            monitor.start()
+            with spawned(load, options.users, drain_s=options.timeouts.total_s) as users:
+                for _ in _until_over(options.run_time_s, progress):
+                    assert users.environment.runner is not None
+                    running = users.environment.runner.user_count
+                    progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
+                progress.now(f"{cell.label}: the time is over, what runs may finish")
+            recorder.client(cell, monitor.stop())
+
+
+def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> None:
+    """What the schedule says for `run_time_s` seconds, at most `users` at once; the run ends when all of it is done."""
+    with free_site(options, recorder) as (found, cell):
+        dispatch = OpenLoop(cell, found.prompts, ids(recorder.run, 0), arrivals.offsets_ns(), options.run_time_s)
+        load = _load(found, dispatch, options, recorder)
+        monitor = Monitor()
+        with Progress(options.run_time_s) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
+            dispatch.begin()
+            monitor.start()
+            for _ in _until_over(options.run_time_s, progress):
+                said = f"{recorder.complete} complete, {recorder.other} not, {dispatch.waiting_late} overdue"
+                progress.now(f"{cell.label}: {said}")
+            progress.now(f"{cell.label}: the time is over, what was due is still sent")
+            unsent = 0 if dispatch.join(options.timeouts.total_s) else dispatch.waiting_late
+        recorder.client(cell, monitor.stop())
+        recorder.open_loop(arrivals, options.run_time_s, options.users, dispatch.taken, dispatch.late, unsent)
+        if not dispatch.taken:
+            raise GaveUp(f"no request was due in {options.run_time_s:g} s: raise --rate or -t")
+        busy = f"all {options.users} users were busy"
+        if unsent:
+            raise GaveUp(f"{unsent} scheduled requests were never sent: {busy}; raise -u or lower --rate")
+        if dispatch.late:
+            say(f"{dispatch.late} of {dispatch.taken} requests were late because {busy}: raise -u")
+
+
+def _until_over(run_time_s: float, progress: Progress) -> Iterator[None]:
+    """Now and then, until a free run's time is over; the bar moves on with it."""
+    begun = now = time.monotonic()
+    while now < begun + run_time_s:
+        gevent.sleep(min(POLL_S, run_time_s))
+        yield
+        progress.advance(time.monotonic() - now)
+        now = time.monotonic()
+
+
+def _load(found: Site, dispatch: Dispatch, options: Options, recorder: Recorder) -> Load:
+    work = gevent.getcurrent()
+
+    def fail(error: Exception) -> None:
+        if not isinstance(error, PromptError | OSError):
+            logging.getLogger(__name__).error("a user failed", exc_info=error)
+        work.kill(GaveUp(f"the run can't go on: {error}"), block=False)
+
+    return Load(
+        found.target, found.connect, found.endpoint, dispatch, recorder.run, 0, options.timeouts, recorder.add, fail
+    )
+
+
+def _why(samples: list[Sample]) -> str:
+    return f"{samples[-1].verdict}: {samples[-1].detail}"
+
+
+def say(sentence: str) -> None:
+    print(hide(f"tokenclock: {sentence}"), file=sys.stderr, flush=True)

@@ -1,0 +1,49 @@
+"""The client's own error in words, as a terminal, a report and `tokenclock calibrate` say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loadtest.report.numbers import quantity
+
+ERRORS = (("TTFT", "ttft_s"), ("gaps", "itl_s"), ("end-to-end", "latency_s"))
+
+
+def calibrated_said(calibration: Mapping[str, Any] | None) -> str:
+    """A clause. calibration: run.json's."""
+    if calibration is None:
+        return "not calibrated in this run"
+    said = [f"at {load_said(load['shape'])}: {errors_said(load['errors'])}" for load in calibration["loads"]]
+    if calibration["reason"] is not None:
+        said.append(f"{'no more' if said else 'not'} calibrated in this run: {calibration['reason']}")
+    return ("calibrated on loopback " if calibration["loads"] else "") + "; ".join(said)
+
+
+def load_said(shape: Mapping[str, Any]) -> str:
+    """`4 in flight, TTFT 200 ms, 20 ms gaps, 128 tokens`."""
+    gap = f", {quantity(shape['gap_s'], 's', 3)} gaps" if shape["tokens"] > 1 else ""
+    least = f" of {shape['event_bytes']} bytes or more" if shape["event_bytes"] else ""
+    streams = f"TTFT {quantity(shape['first_s'], 's', 3)}{gap}, {_several(shape['tokens'], 'token')}{least}"
+    if loop := shape["arrivals"]:
+        return f"{loop['rate_per_s']:.4g} requests/s ({loop['kind']}), {streams}"
+    return f"{shape['concurrency']} in flight{', in waves' if shape['in_waves'] else ''}, {streams}"
+
+
+def _several(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def errors_said(errors: Mapping[str, Any]) -> str:
+    """`TTFT p99 0.05 ms, gaps p99 0.04 ms, end-to-end max 0.07 ms`: p99, or the largest where there are too few."""
+    parts = []
+    for title, name in ERRORS:
+        value, which = at_most(errors[name])
+        if value is not None:
+            parts.append(f"{title} {which} {quantity(value, 's', 3)}")
+    return ", ".join(parts)
+
+
+def at_most(error: Mapping[str, Any]) -> tuple[float | None, str]:
+    """The error of a figure in one number, and which it is: the p99, or the largest where there are too few."""
+    return (error["p99"], "p99") if error["p99"] is not None else (error["max"], "max")
