@@ -18,6 +18,18 @@ from starlette.types import Message, Send
 
 
 class Outlet:
+    __slots__ = (
+        "_catching_up",
+        "_closed",
+        "_kept",
+        "_more",
+        "_most_unread",
+        "_on_overflow",
+        "_send",
+        "_unread",
+        "_write",
+    )
+
     def __init__(
         self,
         send: Send,

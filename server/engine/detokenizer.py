@@ -19,6 +19,8 @@ from server.tokenizer import Tokenizer
 class Detokenizer:
     """One per request."""
 
+    __slots__ = ("_given", "_remembered", "_stream", "_token_ids", "_tokenizer", "recent")
+
     def __init__(self, tokenizer: Tokenizer, remembered: int = 0) -> None:
         """`recent` keeps so many characters from before the last push."""
         self._tokenizer = tokenizer

@@ -14,6 +14,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -80,6 +81,8 @@ class Engine:
         self._scheduler: Scheduler[Request] = Scheduler(backend.limits.slots)
         self._detokenizers: dict[Request, Detokenizer] = {}
         self._batch: list[tuple[Request, Delivery]] = []
+        self._steps: Counter[int] = Counter()  # decode steps so far, by the number of slots that were live
+        self._steps_before: dict[Request, Counter[int]] = {}  # a live request's first one
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -182,6 +185,7 @@ class Engine:
         now = self._succeeded("prefill", started, 1)
         if step is not None:
             self._scheduler.prefilled()
+            self._steps_before[request] = self._steps.copy()
             request.prompt_scores = step.prompt
             self._accept(slot, request, step, now)
 
@@ -195,8 +199,8 @@ class Engine:
             self._failed("decode", error, [request for _, request in live])
             return
         now = self._succeeded("decode", started, len(live))
+        self._steps[len(live)] += 1
         for slot, request, step in given:
-            request.batch_sizes[len(live)] += 1
             self._accept(slot, request, step, now)
 
     def _succeeded(self, kind: Literal["prefill", "decode"], started: float, live: int) -> float:
@@ -294,6 +298,8 @@ class Engine:
 
     def _forget(self, request: Request, outcome: str) -> None:
         self._detokenizers.pop(request, None)
+        if (before := self._steps_before.pop(request, None)) is not None:
+            request.batch_sizes = self._steps - before
         request.outcome = outcome
         self._observer.ended(request, outcome)
 

@@ -75,7 +75,9 @@ class Request:
     last_token_s: float | None = None
     new_tokens: int = 0
     prompt_scores: tuple[Score, ...] = ()  # where asked for, from the first token on
-    batch_sizes: Counter[int] = field(default_factory=Counter)  # decode steps by the number of slots that were live
+    batch_sizes: Counter[int] = field(
+        default_factory=Counter
+    )  # its decode steps by the slots that were live, once it has ended
     outcome: str | None = None  # once it has ended: "success", "dropped", or the `error_type` of its failure
 
     def timing(self) -> dict[str, Any]:
