@@ -12,9 +12,9 @@ slots; transformers 5 with continuous batching, in a virtual environment of its 
 
 The client is the load tester's own, on core 1. A round sends a wave of 1 and one of SLOTS users to each by turns, over
 /v1/completions, greedy, INPUT_TOKENS → NEW_TOKENS tokens, the same prompts to each and no prompt twice. tokens/s of a
-wave: users × NEW_TOKENS / (its last token − its release). TTFT: the median of its users', and its last user's. The table
-has medians over rounds; a ratio is of two waves of one round, its median and range. Last, the same prompts' texts are
-compared, each asked for alone.
+wave: users × NEW_TOKENS / (its last token − its release). TTFT, from the release: the median of its users', and its
+last user's. The table has medians over rounds; a ratio is of two waves of one round, its median and range. Last, the
+texts of a few prompts are compared, each asked for alone.
 """
 
 from __future__ import annotations
@@ -219,7 +219,15 @@ def compare(folder: Path, peer: Path, rounds: int) -> Iterator[str]:
 
     sizes = ["--slots", str(SLOTS), "--threads", str(THREADS)]
     ours = [sys.executable, "-m", "server", "serve", "--backend", "cpu", "--model", str(folder), *sizes]
-    its = [str(peer / "bin/transformers"), "serve", str(folder), "--device", "cpu", "--continuous-batching", *PEER_SIZES]
+    its = [
+        str(peer / "bin/transformers"),
+        "serve",
+        str(folder),
+        "--device",
+        "cpu",
+        "--continuous-batching",
+        *PEER_SIZES,
+    ]
     loop = [sys.executable, "-m", "benchmarks.peers.static_loop", str(folder), str(THREADS), str(NEW_TOKENS)]
     with ExitStack() as stack, TemporaryDirectory() as logs:
         servers = {

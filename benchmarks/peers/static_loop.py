@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers.static_loop MODEL THREADS NEW_TOKENS
 
-A line of JSON in is the token ids of a batch, all of one length; a line out is {"first_s", "whole_s", "tokens"}: seconds
-to the first new token of every row and to the last, and what was chosen. Greedy; the prompts go through in one pass; the
-cache is as long as the texts become, and its mask is made before the clock starts.
+A line of JSON in is the token ids of a batch, all of one length; a line out is {"first_s", "whole_s", "tokens"}:
+seconds to the first new token of every row and to the last, and what was chosen. Greedy; the prompts go through in one
+pass; the cache is as long as the texts become, and its mask is made before the clock starts.
 """
 
 from __future__ import annotations
