@@ -1,7 +1,7 @@
 """The CPU backend over HTTP beside `transformers serve`, and beside a hand-written loop without a server.
 
     python3.11 -m venv peer && peer/bin/pip install 'torch==2.13.0' 'transformers[serving]>=5'
-    python benchmarks/cpu_backend.py --peer peer              # both models, ROUNDS rounds each; about 4 minutes
+    python benchmarks/cpu_backend.py --peer peer              # both models, 10 rounds of each; about 6 minutes
     python benchmarks/cpu_backend.py --peer peer --model demo
 
 Two Llamas of random weights, made here: the demonstration model's shape and one 16 times as large, both with its
@@ -43,6 +43,7 @@ from loadtest import runner  # isort: skip  # noqa: E402, F401  (first: importin
 import gevent  # noqa: E402
 import httpx  # noqa: E402
 
+from benchmarks.cpu_models import MODELS, write_model  # noqa: E402
 from loadtest.dispatch import ids  # noqa: E402
 from loadtest.endpoints.choice import Wanted  # noqa: E402
 from loadtest.measure import Order, measure  # noqa: E402
@@ -51,23 +52,11 @@ from loadtest.site import Look, Site  # noqa: E402
 from loadtest.transport.base import Connection, Timeouts, monotonic_ns  # noqa: E402
 from loadtest.transport.choice import connecting, controlling  # noqa: E402
 from loadtest.transport.tls import Tls  # noqa: E402
-from server.demo import SHAPE, train_tokenizer, unreadable  # noqa: E402
 
-MODELS = {
-    "demo": SHAPE,
-    "large": SHAPE
-    | {
-        "hidden_size": 512,
-        "intermediate_size": 1408,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-    },
-}
 OURS, PEER, LOOP = "tokenclock", "transformers serve", "static-cache loop"
 SLOTS, THREADS = 4, 1
 INPUT_TOKENS, NEW_TOKENS = 64, 64
-#: The sizes of the peer's cache and batch that were fastest here: its own, made for a GPU, take gigabytes.
+#: The peer's cache has room for twice the tokens there are, its batch for all prompts: its own sizes take gigabytes.
 PEER_SIZES = ("--cb-block-size", "32", "--cb-num-blocks", "32", "--cb-max-batch-tokens", "256")
 WARM_UP = 2  # rounds
 PATIENCE_S = 120.0
@@ -78,23 +67,6 @@ class Wave:
     tokens_per_s: float
     ttft_s: float
     last_ttft_s: float
-
-
-def write_model(folder: Path, shape: dict[str, Any]) -> int:
-    """Returns its number of parameters."""
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = train_tokenizer()
-    tokenizer.save_pretrained(folder)
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    torch.manual_seed(1)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **special, **shape))
-    with torch.no_grad():  # a logit of 0 is never the largest
-        model.lm_head.weight[[*unreadable(tokenizer), tokenizer.eos_token_id]] = 0.0
-    model.generation_config = GenerationConfig(**special)
-    model.save_pretrained(folder)
-    return int(model.num_parameters())
 
 
 @contextmanager
