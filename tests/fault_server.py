@@ -68,10 +68,12 @@ class Stumbling:
             raise RuntimeError("the device stumbled: within")
 
         hook = self._backend._model.model.layers[1].register_forward_pre_hook(stop)
+        recorded, self._backend._step = self._backend._step, self._backend._eager  # a recording has no hooks
         try:
             call()
         finally:
             hook.remove()
+            self._backend._step = recorded
             with torch.inference_mode():  # as the backend's own writes
                 for rows in (*self._backend._rows.keys, *self._backend._rows.values):
                     for slot in slots:

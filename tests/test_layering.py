@@ -57,7 +57,7 @@ PURE = {
 IMPURE = {"time", "datetime", "socket", "threading", "asyncio", "subprocess", "os", "secrets"}
 #: Heavy or optional: never imported by `import server.app` or `import loadtest.measure`.
 HEAVY = {"torch", "transformers", "optimum", "botocore", "boto3", "matplotlib"}
-MAY_IMPORT_HEAVY = {f"server/backends/{name}.py" for name in ("transformers_cpu", "neuron", "sampling")}
+MAY_IMPORT_HEAVY = {f"server/backends/{name}.py" for name in ("transformers_cpu", "decode_step", "neuron", "sampling")}
 LOCUST = {"loadtest/runner.py", "loadtest/locustfile.py"}
 
 

@@ -1,12 +1,12 @@
 """Any Hugging Face causal LM on the CPU, with one KV row per slot and one forward pass per decode step.
 
 KV rows are float[slots, kv_heads, max_total_tokens, head_dim] per layer. A prefill runs alone (batch 1) and its keys
-and values are copied into the slot's row. A decode step always runs all rows, live or not, as a compiled graph does;
-row i writes its key at its own position and sees positions 0..position of its own row. Only the occupied part of the
-rows, rounded up to `WINDOW`, takes part in attention.
+and values are copied into the slot's row. A decode step runs the rows from the first live one to the last, and what
+lies between; row i writes its key at its own position and sees positions 0..position of its own row. Only the occupied
+part of the rows, rounded up to `WINDOW`, takes part in attention.
 
-Numerics: a row's result doesn't depend on its neighbours' content. It is computed in fp32 whatever the checkpoint's
-type.
+Numerics: a row's result doesn't depend on its neighbours' content; on their number it does, in the last bits, since
+other kernels multiply more rows. It is computed in fp32 whatever the checkpoint's type.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicCache
 
 from server.backends.base import Limits, Sampling, Score, Step
+from server.backends.decode_step import TOLERANCE, DecodeStep, Graph, recorded
 from server.backends.sampling import HONOURED, Sampler, score
 from server.errors import ModelError
 from server.tokenizer import first_line
@@ -29,21 +30,16 @@ from server.tokenizer import first_line
 logger = logging.getLogger(__name__)
 
 WINDOW = 128  # positions; attention over the rows is cut to a multiple of this
-TOLERANCE = 1e-2  # of logits, relative to their spread: the self-check at load
 UNSEEN = torch.finfo(torch.float32).min
 
 
-class KVRows(Cache):  # type: ignore[misc]  # transformers is Any to mypy
-    """The cache of a decode step: every row appends one position, each at its own place."""
+class KVRows:
+    """Keys and values of every slot."""
 
     def __init__(self, slots: int, length: int) -> None:
-        super().__init__(layers=[])
         self.slots, self.length = slots, length
         self.keys: list[torch.Tensor] = []  # per layer float[slots, kv_heads, length, head_dim]
         self.values: list[torch.Tensor] = []
-        self.rows = torch.arange(slots)
-        self.positions = torch.zeros(slots, dtype=torch.int64)  # where each row's next key goes
-        self.window = 0  # positions taking part in this step
 
     def store(self, slot: int, prompt: Cache) -> None:
         """Copy a batch-1 cache into the row of a slot."""
@@ -56,20 +52,9 @@ class KVRows(Cache):  # type: ignore[misc]  # transformers is Any to mypy
                 rows[layer][slot, :, :used] = part[0]
                 rows[layer][slot, :, used:] = 0  # masked or not, a NaN left by a predecessor would spread: 0 x NaN
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Called by every attention layer with float[slots, kv_heads, 1, head_dim]."""
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self.rows, :, self.positions] = key_states[:, :, 0]
-        values[self.rows, :, self.positions] = value_states[:, :, 0]
-        return keys[:, :, : self.window], values[:, :, : self.window]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.window - 1
-
-    def get_mask_sizes(self, *_args: Any, **_kwargs: Any) -> tuple[int, int]:
-        return self.window, 0
+    def part(self, slots: slice, window: int) -> list[torch.Tensor]:
+        """Views of the first positions of some rows: the keys of all layers, then the values."""
+        return [rows[slots, :, :window] for rows in (*self.keys, *self.values)]
 
 
 class TransformersBackend:
@@ -85,7 +70,8 @@ class TransformersBackend:
         takes = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         # 4.x wants the position in the cache beside the position in the text; later versions dropped it.
-        self._takes_cache_position = "cache_position" in takes
+        self._eager = DecodeStep(model, takes_cache_position="cache_position" in takes)
+        self._step: Graph = self._eager
         self._rows = KVRows(slots, max_total_tokens)
         self._token_ids = torch.zeros((slots, max_total_tokens), dtype=torch.int64)  # prompt and generated
         self._lengths = [0] * slots
@@ -161,9 +147,11 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def decode(self) -> Mapping[int, Step]:
-        logits = self._forward()
+        first = min(self._samplers)
+        logits = self._step(*self._inputs(slice(first, max(self._samplers) + 1), max(self._lengths)))
         logprobs = logits.log_softmax(-1)
-        return {slot: self._choose(slot, logits[slot : slot + 1], logprobs[slot : slot + 1]) for slot in self._samplers}
+        rows = {slot: slice(slot - first, slot - first + 1) for slot in self._samplers}
+        return {slot: self._choose(slot, logits[row], logprobs[row]) for slot, row in rows.items()}
 
     def release(self, slot: int) -> None:
         self._samplers.pop(slot, None)
@@ -171,24 +159,20 @@ class TransformersBackend:
         self._mask[slot] = UNSEEN
         self._mask[slot, ..., 0] = 0.0
 
-    def _forward(self) -> torch.Tensor:
-        """One pass over all rows: feeds each live row its newest token. Returns float[slots, V]."""
-        rows = self._rows
+    def _inputs(self, slots: slice, length: int) -> list[torch.Tensor]:
+        """What a step of some rows takes: each live row's newest token, over a window that holds `length` positions."""
         # The newest token of a live row has no key yet: it goes to position length - 1. Dead rows write position 0.
-        positions = torch.tensor([max(length - 1, 0) for length in self._lengths])
-        rows.positions = positions
-        rows.window = min(-(-max(self._lengths) // WINDOW) * WINDOW, self._limits.max_total_tokens)
-        self._mask[rows.rows, 0, 0, positions] = 0.0
-        more = {"cache_position": torch.tensor([rows.window - 1])} if self._takes_cache_position else {}
-        output = self._model(
-            input_ids=self._token_ids[rows.rows, positions].unsqueeze(1),
-            position_ids=positions.unsqueeze(1),
-            attention_mask=self._mask[..., : rows.window],
-            past_key_values=rows,
-            use_cache=True,
-            **more,
-        )
-        return output.logits[:, -1]
+        positions = torch.tensor([max(length - 1, 0) for length in self._lengths[slots]])
+        window = min(-(-length // WINDOW) * WINDOW, self._limits.max_total_tokens)
+        rows = torch.arange(slots.start, slots.stop)
+        self._mask[rows, 0, 0, positions] = 0.0
+        return [
+            self._token_ids[rows, positions].unsqueeze(1),
+            positions,
+            self._mask[slots, ..., :window],
+            torch.tensor([window - 1]),
+            *self._rows.part(slots, window),
+        ]
 
     def _choose(self, slot: int, logits: torch.Tensor, logprobs: torch.Tensor) -> Step:
         """Sample a live slot's next token and append it, so that the next step feeds it."""
@@ -201,7 +185,8 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def check(self) -> None:
-        """Two texts of different length through the slots give the logits of the plain model; this warms up, too.
+        """Record the step. Two texts of different length through the slots give the logits of the plain model; this
+        warms up, too.
 
         Raises: RuntimeError where they do not: the model places positions or masks in a way KV rows cannot follow.
         """
@@ -211,7 +196,10 @@ class TransformersBackend:
         texts = texts[: self._limits.slots]
         for slot, text in enumerate(texts):
             texts[slot] = [*text, self.prefill(slot, text, Sampling()).token_id]
-        through_slots = self._forward()
+        both = slice(0, len(texts))
+        other = self._inputs(slice(0, 1), WINDOW + 1)
+        self._step = recorded(self._eager, self._model, self._inputs(both, 1), other)
+        through_slots = self._step(*self._inputs(both, 1))
         for slot, text in enumerate(texts):
             plain = self._model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1]
             difference = float((through_slots[slot] - plain).abs().max() / plain.std().clamp_min(1e-6))

@@ -270,13 +270,13 @@ def test_a_stop_string_ends_the_text_even_across_tokens(running: Running):
 
 def test_a_decode_step_of_four_slots_is_one_forward_pass(running: Running):
     calls = []
-    forward = running.backend._model.forward
+    step = running.backend._step
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls.append(tuple(kwargs["input_ids"].shape))
-        return forward(*args, **kwargs)
+    def counted(token_ids: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        calls.append(tuple(token_ids.shape))
+        return step(token_ids, *more)
 
-    running.backend._model.forward = counted
+    running.backend._step = counted
     for slot in range(SLOTS):
         running.backend.prefill(slot, prompt(running, 5 + slot, slot), Sampling())
     del calls[:]
