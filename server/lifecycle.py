@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import socket
+import weakref
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -96,7 +97,7 @@ class Http1(HttpToolsProtocol):
         self._in_head = False
         self._set_alarm(self.read_timeout_s)
         super().on_headers_complete()
-        connection = {"abort": self.transport.abort, "write": partial(self._write_part, self.cycle)}
+        connection = {"abort": self.transport.abort, "write": partial(self._write_part, weakref.ref(self.cycle))}
         self.scope["extensions"] = {CONNECTION: connection}  # type: ignore[dict-item]  # typed for ASGI's own alone
 
     def on_message_complete(self) -> None:
@@ -107,8 +108,11 @@ class Http1(HttpToolsProtocol):
         if self.cycle.response_complete:  # so nothing else would end an idle connection
             self._set_alarm(self.timeout_keep_alive)
 
-    def _write_part(self, answer: RequestResponseCycle, content: bytes) -> bool:
+    def _write_part(self, cycle: weakref.ref[RequestResponseCycle], content: bytes) -> bool:
         """Write a part of a chunked answer as its `send` would, past the layers around that. False: `send` has to."""
+        answer = cycle()  # whose scope has this method: to hold it would be a circle, which only a collection finds
+        if answer is None:
+            return False
         begun = answer.response_started and answer.chunked_encoding and not answer.response_complete
         if not begun or not content or self.flow.write_paused or answer.disconnected:
             return False

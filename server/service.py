@@ -210,8 +210,7 @@ class Service:
         self._stuck = not await asyncio.to_thread(self.engine.stop, STEP_S)
         if self._stuck:
             logger.warning("the backend's step takes longer than %g s: it is left behind", STEP_S)
-            for stream in self._open:
-                stream.fail(Unavailable("the server was stopped"))
+            self._leave(self.engine, Unavailable("the server was stopped"))
 
     async def _watch_over(self, engine: Engine) -> None:
         """Take a backend for lost whose call does not come back."""
@@ -221,8 +220,14 @@ class Service:
         self.failure = BackendLost(f"a call of it takes longer than {limit:g} s")
         self.phase, self._stuck = Phase.BROKEN, True
         logger.error("the backend cannot go on: %s", self.failure)
+        self._leave(engine, GenerationError(f"Request failed during generation: {self.failure}"))
+
+    def _leave(self, engine: Engine, error: RequestError) -> None:
+        """End all texts in the place of an engine whose thread doesn't come back."""
+        for request, outcome in engine.cancelled():
+            self.metrics.lost(request, outcome)
         for stream in list(self._open):
-            stream.fail(GenerationError(f"Request failed during generation: {self.failure}"))
+            stream.fail(error)
 
     async def _closed(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -72,7 +72,6 @@ def add_calibrate(verbs: Any) -> None:
     both.add_argument(
         "--search-time",
         type=seconds,
-        default=SEARCH_S,
         metavar="TIME",
         help=f"how long to look for that (default: {SEARCH_S / 60:g}m)",
     )
@@ -107,6 +106,8 @@ def options(asked: argparse.Namespace) -> Options:
     }
     given = [name for name, value in of_load.items() if value is not None]
     shape = None
+    if asked.no_search and asked.search_time is not None:
+        raise Usage("--no-search and --search-time contradict each other: leave one of them out")
     if asked.like is not None and given:
         raise Usage(f"--like takes the load from a run's files, {given[0]} says another: leave one of them out")
     if asked.like is None:
@@ -114,10 +115,14 @@ def options(asked: argparse.Namespace) -> Options:
             arrivals = None if asked.rate is None else Arrivals("poisson", asked.rate)
         except ArrivalsError as error:
             raise Usage(str(error)) from error
+        if asked.input_tokens is not None and asked.input_tokens < LEAST_INPUT_TOKENS:
+            raise Usage(
+                f"--input-tokens {asked.input_tokens}: prompts below {LEAST_INPUT_TOKENS} tokens are soon used up"
+            )
         tokens, first_s, gap_s = asked.new_tokens or NEW_TOKENS, asked.ttft or FIRST_S, asked.gap or GAP_S
         shape = Shape(
             concurrency=asked.users or USERS,
-            input_tokens=max(LEAST_INPUT_TOKENS, asked.input_tokens or INPUT_TOKENS),
+            input_tokens=asked.input_tokens or INPUT_TOKENS,
             tokens=tokens,
             first_s=first_s,
             gap_s=gap_s,
@@ -134,7 +139,7 @@ def options(asked: argparse.Namespace) -> Options:
         event_bytes=asked.event_bytes or 0,
         seconds=asked.run_time,
         bound_s=asked.bound,
-        search_s=None if asked.no_search else asked.search_time,
+        search_s=None if asked.no_search else asked.search_time or SEARCH_S,
         allow_saturated=asked.allow == "saturated",
         as_json=asked.json,
     )

@@ -74,7 +74,7 @@ class Shape:
             return self
         first_s = self.first_s * factor
         tokens = max(min(2, self.tokens), math.ceil(self.tokens * factor))
-        gap_s = min(self.gap_s, (longest_s - first_s) / max(1, tokens - 1))
+        gap_s = self.gap_s if tokens == 1 else min(self.gap_s, (longest_s - first_s) / (tokens - 1))
         short = replace(self, first_s=first_s, gap_s=gap_s, tokens=tokens)
         if self.arrivals is None:
             return short

@@ -1,7 +1,7 @@
 """The verb `calibrate`: the errors of one load or of a run's, and the highest load whose errors stay under a bound.
 
-Exit codes: 0 calibrated; 1 calibrated, but the client was saturated or requests weren't complete; 2 nothing could be
-calibrated; 130 interrupted.
+Exit codes: 0 calibrated; 1 calibrated, but the client was saturated, requests weren't complete, or a load of several
+couldn't be measured; 2 nothing could be calibrated; 130 interrupted, with what was measured until then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from loadtest.calibrate.errors import worst
 from loadtest.calibrate.search import Attempt, highest
 from loadtest.calibrate.shape import Shape, ShapeError, shapes
 from loadtest.calibrate.text import render
-from loadtest.interruption import Interrupted, interruptible
+from loadtest.endpoints.base import EndpointError
+from loadtest.interruption import GaveUp, Interrupted, interruptible
 from loadtest.loads import say
 from loadtest.machine import machine, versions
 from loadtest.plan import Cell
@@ -69,11 +70,12 @@ def run(options: Options) -> int:
     problem = interruptible(work)
     if problem is not None:
         say(str(problem))
+    if loads:
+        print(json.dumps(said(loads, found), indent=1) if options.as_json else render(loads, found))
     if isinstance(problem, Interrupted):
         return 130
     if not loads:
         return 2
-    print(json.dumps(said(loads, found), indent=1) if options.as_json else render(loads, found))
     saturated = any(load["client"]["saturated"] for load in loads) and not options.allow_saturated
     incomplete = any(verdict not in ("complete", "cancelled") for load in loads for verdict in load["verdicts"])
     return 1 if saturated or incomplete or problem is not None else 0
@@ -102,7 +104,10 @@ def search(shape: Shape, known: dict[str, Any], options: Options) -> dict[str, A
         if first:
             return judged(first.pop(), options.bound_s)
         say(f"trying {load_said(shape.at(level).said())}")
-        return judged(replay(shape.at(level), options.seconds), options.bound_s)
+        try:
+            return judged(replay(shape.at(level), options.seconds), options.bound_s)
+        except (GaveUp, EndpointError) as error:  # what was found before it stays
+            return Attempt(unproven=f"{level:g} could not be measured: {error}")
 
     least = 1.0 if shape.arrivals is None else LEAST_RATE_PER_S
     found = highest(

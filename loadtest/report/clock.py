@@ -14,10 +14,22 @@ def calibrated_said(calibration: Mapping[str, Any] | None) -> str:
     """A clause. calibration: run.json's."""
     if calibration is None:
         return "not calibrated in this run"
-    said = [f"at {load_said(load['shape'])}: {errors_said(load['errors'])}" for load in calibration["loads"]]
+    said = [
+        f"at {load_said(load['shape'])}: {errors_said(load['errors'])}{_but(load)}" for load in calibration["loads"]
+    ]
     if calibration["reason"] is not None:
         said.append(f"{'no more' if said else 'not'} calibrated in this run: {calibration['reason']}")
     return ("calibrated on loopback " if calibration["loads"] else "") + "; ".join(said)
+
+
+def _but(load: Mapping[str, Any]) -> str:
+    """What makes these errors those of another load, or not the client's alone."""
+    reasons = []
+    if not load["schedule_kept"]:
+        reasons.append("the truth server fell behind, so the load was lighter")
+    if load["server_stamps"] < 1:
+        reasons.append("without kernel stamps at the truth server, whose own delay is in them")
+    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def load_said(shape: Mapping[str, Any]) -> str:

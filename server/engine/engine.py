@@ -10,6 +10,7 @@ A call that raises fails the requests it worked for, and the engine goes on; ser
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -108,6 +109,16 @@ class Engine:
         self._inbox.put(_Message("stop"))
         self._thread.join(timeout_s)
         return not self.running
+
+    def cancelled(self) -> list[tuple[Request, str]]:
+        """Requests that were cancelled, with their outcomes, and the thread hasn't heard of it: for who gives it up."""
+        messages = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                messages.append(self._inbox.get_nowait())
+        for message in messages:
+            self._inbox.put(message)
+        return [(each.request, each.outcome) for each in messages if each.verb == "cancel" and each.request is not None]
 
     def busy_s(self) -> float:
         """Seconds that the running call to the backend has taken so far; 0 where none runs. For any thread."""

@@ -242,6 +242,8 @@ def test_ctrl_c_in_a_runs_calibration_leaves_a_whole_run(tmp_path: Path):
         (["--bound", "nan"], "'nan' is no time in milliseconds"),
         (["--rate", "0"], "a rate of 0 requests a second can't be scheduled"),
         (["-u", "0"], "'0' is not a whole number from 1 up"),
+        (["--input-tokens", "3"], "--input-tokens 3: prompts below 8 tokens are soon used up"),
+        (["--no-search", "--search-time", "9"], "--no-search and --search-time contradict each other"),
         (["--transport", "boto3"], "invalid choice: 'boto3'"),
     ],
 )

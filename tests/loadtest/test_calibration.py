@@ -212,7 +212,7 @@ def test_a_load_that_is_shortened_fits_and_is_no_lighter(shape: Shape, seconds: 
     assert short.stream_s <= seconds / 4 * 1.0001
     assert (short.concurrency, short.tokens > 1) == (shape.concurrency, shape.tokens > 1)
     assert short.events_per_s >= shape.events_per_s * 0.9999
-    assert short.gap_s <= shape.gap_s
+    assert 0 < short.gap_s <= shape.gap_s
     if rate is not None:
         in_flight = [each.arrivals.rate_per_s * each.stream_s for each in (short, shape)]
         assert in_flight[0] == pytest.approx(in_flight[1])
@@ -272,7 +272,7 @@ def a_calibration(**changes: Any) -> dict[str, Any]:
     few = {"n": 4, "p50": None, "p99": None, "max": 0.00007, "judged": 0.00006}
     shape = Shape(4, 256, 92, 0.0767, 0.00737).said()
     load = {"shape": shape, "cells": ["T 256→768"], "errors": {"ttft_s": few, "itl_s": error, "latency_s": few}}
-    return {"loads": [load], "reason": None} | changes
+    return {"loads": [load | {"schedule_kept": True, "server_stamps": 1.0}], "reason": None} | changes
 
 
 def test_the_clients_error_is_said_with_its_load_and_which_statistic_it_is():
@@ -280,6 +280,13 @@ def test_the_clients_error_is_said_with_its_load_and_which_statistic_it_is():
         "calibrated on loopback at 4 in flight, TTFT 76.7 ms, 7.37 ms gaps, 92 tokens: "
         "TTFT max 0.070 ms, gaps p99 0.050 ms, end-to-end max 0.070 ms"
     )
+
+
+def test_what_makes_an_error_mean_less_is_said_with_it():
+    (load,) = a_calibration()["loads"]
+    late = calibrated_said(a_calibration(loads=[load | {"schedule_kept": False}]))
+    assert late.endswith("max 0.070 ms (the truth server fell behind, so the load was lighter)")
+    assert "own delay is in them" in calibrated_said(a_calibration(loads=[load | {"server_stamps": 0.5}]))
 
 
 def test_a_run_that_was_not_calibrated_says_why():

@@ -295,6 +295,26 @@ def test_a_call_that_does_not_come_back_is_a_lost_backend(serve: Any, splitting_
         assert all(line in scraped(client) for line in told), "when the engine hears of it, it is counted already"
 
 
+def test_a_text_whose_client_left_while_a_call_hung_is_counted(serve: Any, splitting_folder: Path):
+    leave = threading.Event()
+
+    def before(verb: str) -> None:
+        if verb == "decode":
+            leave.wait(60)
+
+    with serve(Settings(step_timeout_s=1), scripted(splitting_folder, ScriptedBackend(before=before))) as client:
+        body = {"inputs": "hello", "parameters": {"max_new_tokens": 30, "ignore_eos": True}}
+        with client.stream("POST", "/generate_stream", json=body) as reply:
+            next(reply.iter_lines())
+        deadline = time.monotonic() + 60
+        while client.get("/health").status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        failed = re.findall(r'^tgi_request_failure\{err="(.*)"\} 1.0$', scraped(client), re.MULTILINE)
+        assert failed in (["dropped"], ["generation"]), "by who was first to know; never none, never both"
+        leave.set()
+
+
 def scraped(client: httpx.Client) -> str:
     return client.get("/metrics").text
 
