@@ -5,7 +5,7 @@ and values are copied into the slot's row. A decode step runs the rows from the 
 lies between; row i writes its key at its own position and sees positions 0..position of its own row. Only the occupied
 part of the rows, rounded up to `WINDOW`, takes part in attention.
 
-Numerics: a row's result doesn't depend on its neighbours' content; on their number and its own place it may, in the last
+Numerics: a row's result doesn't depend on its neighbours' content; on their number and its place it may, in the last
 bits: other kernels multiply other shapes. It is computed in fp32 whatever the checkpoint's type.
 """
 
