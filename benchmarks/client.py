@@ -91,19 +91,8 @@ def ours(transport: str, load: Load, url: str, folder: Path) -> tuple[list[dict[
     """Samples as `tokenclock run` wrote them, the wall and the CPU of its load window."""
     command = [sys.executable, "-m", "loadtest", "run", "--url", url, "--transport", transport]
     sizes = ["-u", str(load.streams), "-t", f"{load.seconds}s", "--new-tokens", str(load.tokens)]
-    on_core_1(
-        [
-            *command,
-            *sizes,
-            "--no-calibrate",
-            "--input-tokens",
-            str(INPUT_TOKENS),
-            "--results",
-            str(folder),
-            "--timeout",
-            "10m",
-        ]
-    )
+    sizes += ["--input-tokens", str(INPUT_TOKENS), "--results", str(folder), "--timeout", "10m"]
+    on_core_1([*command, "--no-calibrate", *sizes])
     (run,) = folder.iterdir()
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     (client,) = json.loads((run / "run.json").read_text())["client"]
@@ -144,7 +133,7 @@ def figures(
     return {
         "tokens_per_s": tokens / wall_s,
         "window_tokens_per_s": in_window / (window[1] - window[0]) * 1e9,
-        "cpu_us": cpu_us_per_token(cpu_s / wall_s, wall_s, tokens) or float("nan"),
+        "cpu_us": cpu_us_per_token(cpu_s, tokens) or float("nan"),
         "ttft_all_p50": quantile(ttft["all"], 0.5),
         "ttft_all_p99": quantile(ttft["all"], 0.99),
         "ttft_steady_p50": quantile(ttft["steady"], 0.5),

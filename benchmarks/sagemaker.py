@@ -35,20 +35,10 @@ def measure(client: str, users: int) -> dict[str, float]:
     """Milliseconds, and CPU milliseconds a request."""
     os.sched_setaffinity(0, {0})
     with truth(first=0.1, gap=0.02) as container, runtime(container.url) as aws, TemporaryDirectory() as results:
-        command = [
-            sys.executable,
-            "-m",
-            "loadtest",
-            "run",
-            "--no-calibrate",
-            "--url",
-            "sagemaker://good",
-            "--transport",
-            client,
-        ]
+        command = [sys.executable, "-m", "loadtest", "run", "--url", "sagemaker://good", "--transport", client]
         sizes = ["-u", str(users), "-t", f"{SECONDS}s", "--input-tokens", "8", "--new-tokens", str(TOKENS)]
         done = subprocess.run(
-            [*command, *sizes, "--results", results],
+            [*command, "--no-calibrate", *sizes, "--results", results],
             cwd=ROOT,
             env={**os.environ, **aws.environ()},
             preexec_fn=lambda: os.sched_setaffinity(0, {1}),

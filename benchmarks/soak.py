@@ -42,20 +42,10 @@ def main() -> int:
     asked = parser.parse_args()
     rows: list[tuple[float, float, int]] = []
     with truth(gap=asked.gap, tokens_default=TOKENS) as server, TemporaryDirectory() as results:
-        command = [
-            sys.executable,
-            "-m",
-            "loadtest",
-            "run",
-            "--no-calibrate",
-            "--url",
-            server.url,
-            "--transport",
-            asked.transport,
-        ]
+        command = [sys.executable, "-m", "loadtest", "run", "--url", server.url, "--transport", asked.transport]
         sizes = ["-u", str(asked.streams), "-t", f"{asked.minutes * 60:g}s", "--new-tokens", str(TOKENS)]
         process = subprocess.Popen(
-            [*command, *sizes, "--input-tokens", "64", "--results", results],
+            [*command, "--no-calibrate", *sizes, "--input-tokens", "64", "--results", results],
             cwd=ROOT,
             env={**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1"},
             stdout=subprocess.DEVNULL,

@@ -26,6 +26,7 @@ try:
         add_dataset,
         add_endpoint,
         add_timeouts,
+        add_users,
         add_wire,
         check_wire,
         command,
@@ -154,15 +155,7 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("-n", "--waves", type=count, metavar="N", help="waves of each cell (default: 10)")
     grid.add_argument("--warmup-waves", type=count, metavar="N", help="waves before them that don't count (default: 1)")
     free = verb.add_argument_group("or a free run, in a closed loop or an open one")
-    free.add_argument(
-        "-u",
-        "--users",
-        "--concurrency",
-        dest="users",
-        type=count,
-        metavar="N",
-        help="requests in flight; with --rate, at most",
-    )
+    add_users(free)
     free.add_argument("-t", "--run-time", type=seconds, metavar="TIME", help="such as 30s, 5m, 1h30m")
     free.add_argument(
         "--input-tokens", type=count, metavar="N", help="tokens of every prompt, as the server counts (default: 256)"

@@ -32,6 +32,18 @@ class Usage(Exception):
     """The words of the command line don't fit together; the message says how they would."""
 
 
+def add_users(group: Any, by_default: str = "") -> None:
+    group.add_argument(
+        "-u",
+        "--users",
+        "--concurrency",
+        dest="users",
+        type=count,
+        metavar="N",
+        help=f"requests in flight; with --rate, at most{by_default}",
+    )
+
+
 def add_dataset(group: Any) -> None:
     group.add_argument(
         "--dataset",

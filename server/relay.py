@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Sequence
 
 from server.engine.engine import Batch
 from server.engine.request import Delivery, Request
@@ -31,21 +30,12 @@ class Relay:
 
     def _deliver(self) -> None:
         """Runs on the event loop, once a step; an earlier call may have taken the step along."""
-        steps = len(self._waiting)
-        if steps == 1:
-            for request, delivery in self._waiting.popleft():
-                _tell(request, (delivery,))
-            return
         together: dict[Request, list[Delivery]] = {}
-        for _ in range(steps):
+        for _ in range(len(self._waiting)):
             for request, delivery in self._waiting.popleft():
                 together.setdefault(request, []).append(delivery)
         for request, deliveries in together.items():
-            _tell(request, deliveries)
-
-
-def _tell(request: Request, deliveries: Sequence[Delivery]) -> None:
-    try:
-        request.deliver(deliveries)
-    except Exception:  # a fault with one stream is not the others'
-        logger.exception("%s: a token could not be delivered", request.id)
+            try:
+                request.deliver(deliveries)
+            except Exception:  # a fault with one stream is not the others'
+                logger.exception("%s: a token could not be delivered", request.id)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from loadtest.calibrate.replay import replay  # isort: skip  (first: it patches)
 
-import json
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from loadtest.calibrate.shape import Shape, heaviest, shapes
+from loadtest.calibrate.shape import Shape, heaviest, shapes_of
 from loadtest.interruption import interruptible
 from loadtest.loads import say
 from loadtest.plan import Cell
 from loadtest.redaction import hide
 from loadtest.report.clock import load_said
-from loadtest.sample import read_samples
 
 SECONDS = 3.0  # of each load
 MOST_LOADS = 2  # with two processes started and what runs at the end, 10 s at most
@@ -41,8 +39,7 @@ def calibration(folder: Path) -> dict[str, Any]:
 
 def _of_run(folder: Path) -> list[tuple[Shape, float, Sequence[Cell]]]:
     """Raises: ShapeError where the load can't be replayed."""
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    of = list(islice(heaviest(shapes(read_samples(folder / "samples.jsonl"), run)), MOST_LOADS))
+    of = list(islice(heaviest(shapes_of(folder)), MOST_LOADS))
     for shape, _ in of:
         say(f"calibrating the client's own clock, {SECONDS:g} s: {load_said(shape.said())}")
     return [(shape, SECONDS, cells) for shape, cells in of]

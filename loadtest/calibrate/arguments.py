@@ -6,17 +6,21 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loadtest.arguments import Usage, count, seconds
+from loadtest.arguments import Usage, add_users, count, seconds
 from loadtest.arrivals import Arrivals, ArrivalsError
+from loadtest.endpoints.choice import TYPES
 from loadtest.extras import require
+from loadtest.transport import TRANSPORTS
 
 if TYPE_CHECKING:
     from loadtest.calibrate.verb import Options
 
 USERS, NEW_TOKENS, INPUT_TOKENS, FIRST_S, GAP_S = 16, 128, 256, 0.2, 0.02  # where nothing is said
-TYPES = ("tgi", "openai-completions", "openai-chat")
-TRANSPORTS = ("gevent", "httpx", "huggingface_hub")
+#: The truth server is no SageMaker.
+ENDPOINT_TYPES = tuple(name for name in TYPES if name != "sagemaker")
+PLAIN_TRANSPORTS = tuple(name for name in TRANSPORTS if name != "boto3")
 RUN_TIME_S, SEARCH_S, BOUND_S = 10.0, 120.0, 0.001
+LEAST_MS, MOST_MS = 0.01, 3_600_000.0
 
 
 def add_calibrate(verbs: Any) -> None:
@@ -28,15 +32,7 @@ def add_calibrate(verbs: Any) -> None:
     )
     verb.add_argument("--like", type=Path, metavar="DIR", help="the load of each cell of this run's folder")
     load = verb.add_argument_group("or a load")
-    load.add_argument(
-        "-u",
-        "--users",
-        "--concurrency",
-        dest="users",
-        type=count,
-        metavar="N",
-        help=f"requests in flight; with --rate, at most (default: {USERS}; with --rate, enough)",
-    )
+    add_users(load, f" (default: {USERS}; with --rate, enough)")
     load.add_argument(
         "--rate", "--request-rate", dest="rate", type=float, metavar="R", help="requests a second: an open loop"
     )
@@ -48,8 +44,8 @@ def add_calibrate(verbs: Any) -> None:
     )
     load.add_argument("--new-tokens", type=count, metavar="N", help=f"of every answer (default: {NEW_TOKENS})")
     load.add_argument("--input-tokens", type=count, metavar="N", help=f"of every prompt (default: {INPUT_TOKENS})")
-    load.add_argument("--endpoint-type", choices=TYPES, help="what is spoken (default: tgi)")
-    load.add_argument("--transport", choices=TRANSPORTS, help="what carries the requests (default: gevent)")
+    load.add_argument("--endpoint-type", choices=ENDPOINT_TYPES, help="what is spoken (default: tgi)")
+    load.add_argument("--transport", choices=PLAIN_TRANSPORTS, help="what carries the requests (default: gevent)")
     both = verb.add_argument_group("both")
     both.add_argument(
         "--event-bytes", type=count, metavar="B", help="least size of a token's event (default: the protocol's own)"
@@ -154,6 +150,3 @@ def milliseconds(text: str) -> float:
     if not LEAST_MS <= value <= MOST_MS:
         raise argparse.ArgumentTypeError(f"{text!r} is no time in milliseconds from {LEAST_MS:g} to {MOST_MS:,.0f}")
     return value / 1e3
-
-
-LEAST_MS, MOST_MS = 0.01, 3_600_000.0

@@ -56,9 +56,9 @@ def lateness_s(record: Mapping[str, Any]) -> list[float]:
     return [(sent - due) / 1e9 for sent, due in zip(record["sent_ns"], record["due_ns"], strict=False)]
 
 
-def cpu_us_per_token(cpu: float, wall_s: float, tokens: int) -> float | None:
-    """cpu: CPU seconds of the client's process / wall seconds, as in run.json."""
-    return cpu * wall_s / tokens * 1e6 if tokens else None
+def cpu_us_per_token(cpu_s: float, tokens: int) -> float | None:
+    """cpu_s: CPU seconds of the client's process while the tokens were read."""
+    return cpu_s / tokens * 1e6 if tokens else None
 
 
 def wall_s(samples: Iterable[Sample]) -> float:
@@ -122,7 +122,7 @@ def compared(
         "kernel_stamps": _share(sample.clock == "kernel" for sample in counted),
         "shared_reads": 0.0 if shared is None else shared,
         "tokens_per_s": tokens / took_s if took_s else 0.0,
-        "cpu_us_per_token": cpu_us_per_token(seen["cpu"], took_s, tokens) if seen else None,
+        "cpu_us_per_token": cpu_us_per_token(seen["cpu"] * took_s, tokens) if seen else None,
         "client": trust.client(counted, seen, first_s),
     }
 

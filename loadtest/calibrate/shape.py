@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from loadtest import stats
 from loadtest.arrivals import FASTEST_PER_S, Arrivals
 from loadtest.plan import Cell
-from loadtest.sample import Sample
+from loadtest.sample import Sample, read_samples
 
 LEAST_INPUT_TOKENS = 8  # shorter prompts are soon used up
 ENOUGH = 2000  # requests of a cell that its shape is read from
@@ -135,6 +137,15 @@ def shapes(samples: Iterable[Sample], run: Mapping[str, Any], event_bytes: int =
         )
         for cell, of in seen.items()
     }
+
+
+def shapes_of(folder: Path, event_bytes: int = 0) -> dict[Cell, Shape]:
+    """`shapes` of a run's folder.
+
+    Raises: ShapeError; OSError, ValueError, KeyError, TypeError where it isn't one.
+    """
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return shapes(read_samples(folder / "samples.jsonl"), run, event_bytes)
 
 
 def heaviest(of: Mapping[Cell, Shape]) -> Iterator[tuple[Shape, Sequence[Cell]]]:

@@ -18,7 +18,7 @@ from typing import Any
 from loadtest import __version__
 from loadtest.calibrate.errors import worst
 from loadtest.calibrate.search import Attempt, highest
-from loadtest.calibrate.shape import Shape, ShapeError, shapes
+from loadtest.calibrate.shape import Shape, ShapeError, shapes_of
 from loadtest.calibrate.text import render
 from loadtest.endpoints.base import EndpointError
 from loadtest.interruption import GaveUp, Interrupted, interruptible
@@ -27,7 +27,6 @@ from loadtest.machine import machine, versions
 from loadtest.plan import Cell
 from loadtest.report.clock import ERRORS, load_said
 from loadtest.report.numbers import quantity
-from loadtest.sample import read_samples
 
 SCHEMA = 1
 LEAST_RATE_PER_S = 0.1
@@ -50,7 +49,7 @@ class Options:
 
 def run(options: Options) -> int:
     try:
-        wanted = [(options.shape, ())] if options.shape else of_run(options.like or Path(), options.event_bytes)
+        wanted = [(options.shape, ())] if options.shape else of_run(options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = str(error) if isinstance(error, ShapeError) else f"{error!r}; it needs samples.jsonl and run.json"
         say(f"{options.like} can't be replayed: {why}")
@@ -81,14 +80,10 @@ def run(options: Options) -> int:
     return 1 if saturated or incomplete or problem is not None else 0
 
 
-def of_run(folder: Path, event_bytes: int) -> list[tuple[Shape, Sequence[Cell]]]:
-    """A shape for each cell of a run's folder.
-
-    Raises: ShapeError; OSError, ValueError, KeyError, TypeError where it isn't the folder of a run.
-    """
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    of = shapes(read_samples(folder / "samples.jsonl"), run, event_bytes)
-    return [(shape, (cell,)) for cell, shape in of.items()]
+def of_run(options: Options) -> list[tuple[Shape, Sequence[Cell]]]:
+    """A shape for each cell of --like. Raises: as `shapes_of`."""
+    assert options.like is not None, "the command line makes sure of a load or --like"
+    return [(shape, (cell,)) for cell, shape in shapes_of(options.like, options.event_bytes).items()]
 
 
 def search(shape: Shape, known: dict[str, Any], options: Options) -> dict[str, Any]:

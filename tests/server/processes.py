@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import httpx
@@ -54,6 +54,13 @@ def process(
             reader.join(10)
         running.stdout.close()
         running.stderr.close()
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def wait_until_ready(client: httpx.Client, route: str = "/health") -> set[int]:

@@ -25,7 +25,7 @@ from server.api import replies
 from server.backends.base import Sampling, Step
 from server.settings import Settings
 from server.tokenizer import Tokenizer
-from tests.server.processes import COMMAND, process, wait_until_ready
+from tests.server.processes import COMMAND, eventually, process, wait_until_ready
 from tests.server.scripted import ScriptedBackend
 
 
@@ -263,18 +263,31 @@ def test_a_step_that_does_not_end_is_left_behind_and_its_clients_are_told(splitt
         assert time.monotonic() - began < 30, "what SageMaker allows"
 
 
-def test_a_call_that_does_not_come_back_is_a_lost_backend(serve: Any, splitting_folder: Path):
+LONG = {"inputs": "hello", "parameters": {"max_new_tokens": 30, "ignore_eos": True}}
+
+
+@contextmanager
+def hanging(serve: Any, folder: Path, step_timeout_s: float) -> Iterator[tuple[httpx.Client, threading.Event]]:
+    """A server whose decode steps don't come back until the event is set, or the test is over."""
     leave = threading.Event()
 
     def before(verb: str) -> None:
         if verb == "decode":
-            leave.wait(30)
+            leave.wait(60)
 
-    with serve(Settings(step_timeout_s=0.2), scripted(splitting_folder, ScriptedBackend(before=before))) as client:
-        body = {"inputs": "hello", "parameters": {"max_new_tokens": 30, "ignore_eos": True}}
-        reply = client.post("/generate", json=body)
+    backend = scripted(folder, ScriptedBackend(before=before))
+    with serve(Settings(step_timeout_s=step_timeout_s), backend) as client:
+        try:
+            yield client, leave
+        finally:
+            leave.set()
+
+
+def test_a_call_that_does_not_come_back_is_a_lost_backend(serve: Any, splitting_folder: Path):
+    with hanging(serve, splitting_folder, step_timeout_s=0.2) as (client, leave):
+        reply = client.post("/generate", json=LONG)
         assert (reply.status_code, reply.json()["error_type"]) == (424, "generation")
-        for reply in (client.get("/health"), client.post("/generate", json=body)):
+        for reply in (client.get("/health"), client.post("/generate", json=LONG)):
             assert reply.status_code == 503
             assert "a call of it takes longer than 0.2 s" in reply.json()["error"]
         told = re.findall(
@@ -288,31 +301,17 @@ def test_a_call_that_does_not_come_back_is_a_lost_backend(serve: Any, splitting_
         ]
         leave.set()
         assert client.get("/health").status_code == 503
-        deadline = time.monotonic() + 60
-        while "tokenclock_slots_in_use 0.0" not in scraped(client):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(lambda: "tokenclock_slots_in_use 0.0" in scraped(client))
         assert all(line in scraped(client) for line in told), "when the engine hears of it, it is counted already"
 
 
 def test_a_text_whose_client_left_while_a_call_hung_is_counted(serve: Any, splitting_folder: Path):
-    leave = threading.Event()
-
-    def before(verb: str) -> None:
-        if verb == "decode":
-            leave.wait(60)
-
-    with serve(Settings(step_timeout_s=1), scripted(splitting_folder, ScriptedBackend(before=before))) as client:
-        body = {"inputs": "hello", "parameters": {"max_new_tokens": 30, "ignore_eos": True}}
-        with client.stream("POST", "/generate_stream", json=body) as reply:
+    with hanging(serve, splitting_folder, step_timeout_s=1) as (client, _):
+        with client.stream("POST", "/generate_stream", json=LONG) as reply:
             next(reply.iter_lines())
-        deadline = time.monotonic() + 60
-        while client.get("/health").status_code == 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(lambda: client.get("/health").status_code == 503)
         failed = re.findall(r'^tgi_request_failure\{err="(.*)"\} 1.0$', scraped(client), re.MULTILINE)
         assert failed in (["dropped"], ["generation"]), "by who was first to know; never none, never both"
-        leave.set()
 
 
 def scraped(client: httpx.Client) -> str:

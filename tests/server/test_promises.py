@@ -30,7 +30,7 @@ from server.errors import BackendLost
 from server.settings import Settings
 from server.tokenizer import Tokenizer
 from tests.fault_run import series
-from tests.server.processes import process, wait_until_ready
+from tests.server.processes import eventually, process, wait_until_ready
 from tests.server.scripted import ScriptedBackend
 
 SHORT = {"max_new_tokens": 3, "ignore_eos": True}
@@ -71,13 +71,6 @@ def sentence(reply: httpx.Response) -> str:
 def value(client: httpx.Client, name: str) -> float:
     """A counter or gauge without labels."""
     return series(client.get("/metrics").text, name)[""]
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @contextmanager
