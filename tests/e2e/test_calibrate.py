@@ -23,7 +23,8 @@ from tests.e2e.conftest import ROOT, tokenclock
 pytestmark = pytest.mark.e2e
 
 QUICK = ("calibrate", "--ttft", "30", "--gap", "5", "--new-tokens", "20", "-t", "2s")
-#: A greenlet that keeps the loop from everything else for 40 of every 50 ms, as a plug-in with a loop of its own might.
+#: A greenlet that keeps the loop from everything else for 40 of every 43 ms, as a plug-in with a loop of its own might:
+#: every tick of the monitor, which come 5 ms apart, meets it.
 STARVED = """
 from loadtest.loads import say  # first: it patches
 import sys, time, gevent
@@ -31,7 +32,7 @@ def busy():
     while True:
         until_s = time.monotonic() + 0.04
         while time.monotonic() < until_s: pass
-        gevent.sleep(0.01)
+        gevent.sleep(0.003)
 gevent.spawn(busy)
 from loadtest.__main__ import main
 main(sys.argv[1:])
