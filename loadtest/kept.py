@@ -77,8 +77,8 @@ class Kept:
 NOTHING = Kept()
 
 
-def kept(samples: Iterable[Sample], run: Mapping[str, Any]) -> Kept:
-    """run: the content of run.json."""
+def kept(samples: Iterable[Sample], endpoints: Sequence[Mapping[str, Any]]) -> Kept:
+    """endpoints: as in run.json."""
     members: Counter[tuple[Key, int, int]] = Counter()
     used: dict[Key, int] = {}
     cells = set()
@@ -91,7 +91,7 @@ def kept(samples: Iterable[Sample], run: Mapping[str, Any]) -> Kept:
         if sample.phase == "steady":
             members[_key(cell), sample.process, cell.wave] += 1
     full = Counter(key for (key, _, _), requests in members.items() if requests == key[1])
-    return Kept(full, used, tuple(run["endpoints"]), frozenset(cells))
+    return Kept(full, used, endpoints, frozenset(cells))
 
 
 def _key(cell: Cell) -> Key:

@@ -105,6 +105,15 @@ class Recorder:
         self._write()
         return cut_bytes
 
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """The endpoints, as in run.json."""
+        return list(self._run["endpoints"])
+
+    def release(self) -> None:
+        """Leave the folder to others, as it is."""
+        self._samples.close()
+
     def discard(self) -> None:
         """Nothing was measured: leave run.json as it was before, or no folder, except a server's log that says why."""
         if self._before is not None:
@@ -177,7 +186,7 @@ class Recorder:
             self.other += 1
 
     def close(self, interrupted: bool) -> None:
-        self._samples.close()
+        self.release()
         self._clocks["end"] = clocks()
         self._run["interrupted"] = interrupted
         self._write()

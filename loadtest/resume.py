@@ -54,15 +54,16 @@ def reopened(folder: Path) -> tuple[Recorder, Kept]:
 
     Raises: Usage where it can't be gone on with.
     """
-    run = _run_of(folder)
     try:
         recorder = Recorder.reopened(folder)
-        return recorder, kept(read_samples(folder / "samples.jsonl"), run)
     except BlockingIOError as error:
         raise Usage(f"a process still measures in {folder}: wait for its end, or interrupt it") from error
     except OSError as error:
         raise Usage(f"{folder} can't be gone on with: {error.strerror}") from error
+    try:
+        return recorder, kept(read_samples(folder / "samples.jsonl"), recorder.measured)
     except SampleError as error:
+        recorder.release()
         raise Usage(f"{error}: without that line nobody knows what is left of the run; begin a new one") from error
 
 

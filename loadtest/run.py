@@ -94,7 +94,7 @@ def _say_what_is_left(recorder: Recorder, wanting: bool) -> None:
     if not wanting:
         say(f"{recorder.folder} has every wave: nothing is left to be measured")
     elif cut_bytes := recorder.go_on():
-        say(f"half a last line of samples.jsonl, {cut_bytes} bytes, was cut off: its request is measured anew")
+        say(f"half a last line of samples.jsonl, {cut_bytes} bytes, was cut off: its wave is measured anew")
 
 
 def _calibrate(recorder: Recorder, options: Options, problem: BaseException | None) -> None:
