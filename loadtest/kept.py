@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from loadtest.endpoints.base import EndpointError
 from loadtest.plan import Cell
@@ -33,6 +33,14 @@ IDENTITY = (
 )
 
 
+class Lack(NamedTuple):
+    """Waves that a cell has still to be measured in."""
+
+    cell: Cell
+    waves: int
+    first: int  # the least number from which on no wave of the cell has had one
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """Nothing, unless a run goes on."""
@@ -42,14 +50,10 @@ class Kept:
     endpoints: Sequence[Mapping[str, Any]] = ()  # as in run.json
     cells: frozenset[Cell] = frozenset()  # without their waves
 
-    def lacking(self, cells: Iterable[Cell], waves: int) -> list[tuple[Cell, int]]:
-        """Those of the cells that have fewer than `waves` waves, and how many they lack."""
-        lacks = ((cell, waves - self.full.get(_key(cell), 0)) for cell in cells)
-        return [(cell, count) for cell, count in lacks if count > 0]
-
-    def first(self, cell: Cell) -> int:
-        """The least number from which on no wave of the cell has had one."""
-        return self.used.get(_key(cell), 0)
+    def lacking(self, cells: Iterable[Cell], waves: int) -> list[Lack]:
+        """What is left of these cells, where each has `waves` waves in the end."""
+        lacks = (Lack(cell, waves - self.full.get(_key(cell), 0), self.used.get(_key(cell), 0)) for cell in cells)
+        return [lack for lack in lacks if lack.waves > 0]
 
     def check(
         self, config: str | None, url: str, protocol: str, info: Mapping[str, Any] | None, slots: int | None

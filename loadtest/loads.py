@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import gevent
 
@@ -23,7 +22,7 @@ from loadtest.datasets import Dataset, DatasetPrompts
 from loadtest.datasets import Order as DatasetOrder
 from loadtest.dispatch import ClosedLoop, Dispatch, Waves, ids
 from loadtest.interruption import GaveUp
-from loadtest.kept import NOTHING, Kept
+from loadtest.kept import NOTHING, Kept, Lack
 from loadtest.monitor import Monitor
 from loadtest.open_loop import OpenLoop
 from loadtest.plan import Cell, Config, Plan
@@ -68,11 +67,7 @@ class Options:
 
 @contextmanager
 def site(
-    options: Options,
-    config: Config | None,
-    recorder: Recorder,
-    look: Callable[[str, str], Site],
-    kept: Kept = NOTHING,
+    options: Options, config: Config | None, recorder: Recorder, look: Callable[[str, str], Site], kept: Kept = NOTHING
 ) -> Iterator[Site]:
     """The endpoint to measure for a configuration: a server of our own, or the one at --url.
 
@@ -104,9 +99,9 @@ def measure_plan(options: Options, plan: Plan, recorder: Recorder, kept: Kept = 
     """Every configuration, every cell: warm-up waves, then the waves that count. kept: what a run that goes on has."""
     lacking = {config: kept.lacking(plan.cells(config, None), options.waves) for config in options.configs}
     total = sum(
-        STARTING + sum((options.warmup_waves + waves) * effort(cell) for cell, waves in cells)
-        for cells in lacking.values()
-        if cells
+        STARTING + sum((options.warmup_waves + waves) * effort(cell) for cell, waves, _ in lacks)
+        for lacks in lacking.values()
+        if lacks
     )
     lengths = [input_tokens for input_tokens, _ in plan.encoding + plan.generation]
 
@@ -122,31 +117,21 @@ def measure_plan(options: Options, plan: Plan, recorder: Recorder, kept: Kept = 
                 dispatch = Waves(found.prompts, next_id)
                 load = _load(found, dispatch, options, recorder)
                 with spawned(load, config.concurrency) as users:
-                    cells = plan.cells(config, found.description.slots)
-                    for cell, waves in kept.lacking(cells, options.waves):
-                        work = _Cell(cell, waves, kept.first(cell))
-                        _measure_cell(work, dispatch, users, options, recorder, progress)
-
-
-class _Cell(NamedTuple):
-    """What is to be measured of a cell."""
-
-    cell: Cell
-    waves: int
-    first: int  # number of a wave
+                    for lack in kept.lacking(plan.cells(config, found.description.slots), options.waves):
+                        _measure_cell(lack, dispatch, users, options, recorder, progress)
 
 
 def _measure_cell(
-    work: _Cell, dispatch: Waves, users: Running, options: Options, recorder: Recorder, progress: Progress
+    lack: Lack, dispatch: Waves, users: Running, options: Options, recorder: Recorder, progress: Progress
 ) -> None:
-    hopeless = 0
+    cell, hopeless = lack.cell, 0
 
     def measure(phase: str, count: int) -> None:
         nonlocal hopeless
-        progress.now(f"{work.cell.label} {phase} 1/{count}")
-        for wave, samples in enumerate(dispatch.run(work.cell, phase, count, work.first), 1):
-            progress.advance(effort(work.cell))
-            progress.now(f"{work.cell.label} {phase} {min(wave + 1, count)}/{count}")
+        progress.now(f"{cell.label} {phase} 1/{count}")
+        for wave, samples in enumerate(dispatch.run(cell, phase, count, lack.first), 1):
+            progress.advance(effort(cell))
+            progress.now(f"{cell.label} {phase} {min(wave + 1, count)}/{count}")
             users.books.settle()
             hopeless = 0 if any(sample.complete for sample in samples) else hopeless + 1
             if hopeless == HOPELESS_WAVES:
@@ -156,9 +141,9 @@ def _measure_cell(
     monitor = Monitor()
     monitor.start()
     try:
-        measure("steady", work.waves)
+        measure("steady", lack.waves)
     finally:
-        recorder.client(work.cell, monitor.stop())
+        recorder.client(cell, monitor.stop())
 
 
 @contextmanager
@@ -246,16 +231,9 @@ def _load(found: Site, dispatch: Dispatch, options: Options, recorder: Recorder)
             logging.getLogger(__name__).error("a user failed", exc_info=error)
         work.kill(GaveUp(f"the run can't go on: {error}"), block=False)
 
+    run, process = recorder.run, recorder.process
     return Load(
-        found.target,
-        found.connect,
-        found.endpoint,
-        dispatch,
-        recorder.run,
-        recorder.process,
-        options.timeouts,
-        recorder.add,
-        fail,
+        found.target, found.connect, found.endpoint, dispatch, run, process, options.timeouts, recorder.add, fail
     )
 
 

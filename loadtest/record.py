@@ -171,7 +171,7 @@ class Recorder:
 
     @property
     def calibrated(self) -> bool:
-        return bool((self._run["calibration"] or {}).get("loads"))
+        return bool((self._run.get("calibration") or {}).get("loads"))
 
     def calibration(self, found: dict[str, Any]) -> None:
         """How wrong the client's own clock is: see run.schema.json. After `close`, too."""

@@ -106,4 +106,6 @@ def _contradictions(asked: argparse.Namespace, begun: Mapping[str, Any]) -> Iter
 
 
 def _spoken(value: object) -> str:
+    if value is None:
+        return "nothing"
     return value if isinstance(value, str) else json.dumps(value)

@@ -49,7 +49,7 @@ def run(options: Options, echo: dict[str, Any], resume: Path | None = None) -> i
             measure_free(options, recorder)
 
     if resume is not None:
-        _say_what_is_left(recorder, wanting)
+        _go_on(recorder, wanting)
     problem = interruptible(work) if wanting else None
     measured = recorder.complete + recorder.other
     try:
@@ -90,7 +90,8 @@ def lacks_waves(options: Options, plan: Plan, kept: Kept) -> bool:
     return any(kept.lacking(plan.cells(config, None), options.waves) for config in options.configs)
 
 
-def _say_what_is_left(recorder: Recorder, wanting: bool) -> None:
+def _go_on(recorder: Recorder, wanting: bool) -> None:
+    """Write in the folder from here on, where there is something to write."""
     if not wanting:
         say(f"{recorder.folder} has every wave: nothing is left to be measured")
     elif cut_bytes := recorder.go_on():

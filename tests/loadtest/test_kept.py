@@ -65,25 +65,23 @@ def wave(number: int, users: int = 4, **more: Any) -> list[Sample]:
 def test_a_wave_counts_when_every_request_of_it_is_there_whatever_came_of_it():
     timed_out = [replace(each, verdict=Verdict.TIMEOUT) for each in wave(1)]
     found = kept([*wave(0), *timed_out, *wave(2, users=3)], [BEGUN])
-    assert found.lacking([CELL], 10) == [(CELL, 8)]
+    assert found.lacking([CELL], 10) == [(CELL, 8, 3)], "the number of the wave that was cut isn't used again"
     assert found.lacking([CELL], 2) == []
-    assert found.first(CELL) == 3, "the number of the wave that was cut isn't used again"
 
 
 def test_requests_of_warm_up_and_drain_make_no_wave_and_use_their_numbers():
     found = kept([*wave(0, phase="warmup"), *wave(5, phase="drain")], [BEGUN])
-    assert found.lacking([CELL], 2) == [(CELL, 2)]
-    assert found.first(CELL) == 6
+    assert found.lacking([CELL], 2) == [(CELL, 2, 6)]
 
 
 def test_requests_of_two_processes_make_no_wave():
     found = kept([*wave(0, users=2), *(request(0, user, process=1) for user in (2, 3))], [BEGUN])
-    assert found.lacking([CELL], 2) == [(CELL, 2)]
+    assert found.lacking([CELL], 2) == [(CELL, 2, 1)]
 
 
 def test_a_plan_of_which_there_is_nothing_lacks_everything():
-    assert NOTHING.lacking([CELL, replace(CELL, new_tokens=2)], 3) == [(CELL, 3), (replace(CELL, new_tokens=2), 3)]
-    assert NOTHING.first(CELL) == 0
+    other = replace(CELL, new_tokens=2)
+    assert NOTHING.lacking([CELL, other], 3) == [(CELL, 3, 0), (other, 3, 0)]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +143,7 @@ def test_half_a_last_line_is_cut_off_and_the_rest_stays(begun: Callable[..., Pat
     assert [each["process"] for each in about["processes"]] == [0, 1]
     assert about["processes"][0]["end"] is None
     assert about["processes"][1]["end"] is not None
-    assert found.lacking([CELL], 2) == [(CELL, 1)]
+    assert found.lacking([CELL], 2) == [(CELL, 1, 1)]
 
 
 def test_a_run_without_a_single_sample_goes_on_from_the_beginning(begun: Callable[..., Path]):
@@ -153,7 +151,7 @@ def test_a_run_without_a_single_sample_goes_on_from_the_beginning(begun: Callabl
     (folder / "samples.jsonl").write_bytes(b"")
     recorder, found = reopened(folder)
     assert recorder.go_on() == 0
-    assert found.lacking([CELL], 2) == [(CELL, 2)]
+    assert found.lacking([CELL], 2) == [(CELL, 2, 0)]
     recorder.close(interrupted=True)
 
 
@@ -203,11 +201,11 @@ def test_options_are_those_of_the_run(begun: Callable[..., Path]):
 @pytest.mark.parametrize(
     ("begin", "words", "sentence"),
     [
-        ([], ["-n", "9"], "--waves 9 isn't what the run was begun with (null), and what is measured can't change"),
+        ([], ["-n", "9"], "--waves 9 isn't what the run was begun with (nothing), and what is measured can't change"),
         (["--transport", "httpx"], ["--transport", "gevent"], "--transport gevent isn't what the run was begun with"),
         ([], ["--url", "http://127.0.0.1:2"], "--url http://127.0.0.1:2 isn't what the run was begun with (http://127"),
         ([], ["--seed", "8"], "--seed 8 isn't what the run was begun with (7)"),
-        ([], ["-u", "3"], "--users 3 isn't what the run was begun with (null)"),
+        ([], ["-u", "3"], "--users 3 isn't what the run was begun with (nothing)"),
         ([], ["--results", "there"], "--results there isn't what the run was begun with (results)"),
         (
             ["--api-key", "sk-abcdef"],
