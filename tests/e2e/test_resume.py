@@ -32,7 +32,7 @@ from loadtest.report import write
 from loadtest.truth.process import truth
 from tests.e2e.conftest import ROOT, SCHEDULE_SERVER, tokenclock
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]  # five processes, one after the other
 
 WAVES = 2
 GRID = [(256, 1), (512, 1), (768, 1), (256, 256), (256, 512), (256, 768)]
