@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -55,13 +55,17 @@ LOOK_S = 30.0  # a probe waits so long for what it shows nothing of
 def main(arguments: Sequence[str] | None = None) -> None:
     guard_logs()
     try:
-        sys.exit(dispatch(parser().parse_args(arguments)))
+        sys.exit(dispatch(parser().parse_args(arguments), arguments))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def dispatch(asked: argparse.Namespace) -> int:
+def dispatch(asked: argparse.Namespace, words: Sequence[str] | None) -> int:
     try:
+        if asked.verb == "run" and asked.resume is not None:
+            from loadtest.resume import asked_again
+
+            asked = asked_again(asked.resume, lambda begun: parser(begun).parse_args(words))
         return {"run": run, "probe": probe, "calibrate": calibrate, "report": report}[asked.verb](asked)
     except Usage as error:
         return fail(str(error))
@@ -74,7 +78,7 @@ def run(asked: argparse.Namespace) -> int:
     require("matplotlib")  # said before the measurement, not after it
     from loadtest import run as verb
 
-    return verb.run(chosen, echo(asked))
+    return verb.run(chosen, echo(asked), asked.resume)
 
 
 def probe(asked: argparse.Namespace) -> int:
@@ -121,7 +125,8 @@ class Parser(argparse.ArgumentParser):
         super().error(spoken(message))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(begun: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+    """begun: the options of a run that goes on, which are then the defaults."""
     top = Parser(prog="tokenclock", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     verb = verbs.add_parser(
@@ -197,6 +202,13 @@ def parser() -> argparse.ArgumentParser:
     both.add_argument(
         "--no-calibrate", action="store_true", help="don't measure the client's own error afterwards (some seconds)"
     )
+    both.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with a plan that was interrupted, in its folder and with its options: the waves it lacks",
+    )
+    verb.set_defaults(**begun or {})
     _add_probe(verbs)
     add_calibrate(verbs)
     again = verbs.add_parser(

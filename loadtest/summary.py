@@ -212,9 +212,11 @@ def _notes(cells: Sequence[Mapping[str, Any]], run: Mapping[str, Any], missing: 
 def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, Any]:
     """The content of summary.json. samples: in any order. run: the content of run.json (`run.schema.json`)."""
     # Sorted: neither a sum in floating point nor the first call may depend on the order of the file.
-    samples = sorted(samples, key=lambda sample: (sample.scheduled_ns, sample.id))
+    started = {each["process"]: each["start"]["wall_ns"] - each["start"]["mono_ns"] for each in run["processes"]}
+    samples = sorted(samples, key=lambda each: (each.scheduled_ns + started.get(each.process, 0), each.id))
     hosts = {process["process"]: process["host"] for process in run["processes"]}
-    seen = {tuple(entry[key] for key in _CLIENT_KEY): entry for entry in run["client"]}
+    worst_last = sorted(run["client"], key=lambda entry: trust.loop_lag(entry)[0] or 0)  # of a cell in parts it counts
+    seen = {tuple(entry[key] for key in _CLIENT_KEY): entry for entry in worst_last}
     groups: dict[Cell, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.phase == "steady":
@@ -242,7 +244,12 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         "verdicts": _verdicts(samples),
         "client": _client(cells),
         "calibration": calibration,
-        "notes": [*_notes(cells, run, missing, used), *_repeats(samples, run), *_edges(samples)],
+        "notes": [
+            *_notes(cells, run, missing, used),
+            *_resumed(groups, run),
+            *_repeats(samples, run),
+            *_edges(samples),
+        ],
     }
 
 
@@ -265,6 +272,21 @@ def _client(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for reason in entry["client"]["reasons"]
     ]
     return {"verdict": verdict, "saturated": verdict == trust.SATURATED, "reasons": reasons}
+
+
+def _resumed(groups: Mapping[Cell, Sequence[Sample]], run: Mapping[str, Any]) -> Iterator[str]:
+    """When a run went on, and which cells have waves of several processes; none has a wave of two."""
+    for again in run.get("resumed", ()):
+        cut = f"; half a last line, {again['cut_bytes']} bytes, was cut off before" if again["cut_bytes"] else ""
+        elsewhere = f", on another machine ({again['machine']['platform']})" if again["machine"] else ""
+        yield f"the run was interrupted and went on at {again['at']} as process {again['process']}{elsewhere}{cut}"
+    parts = {
+        cell.label: count
+        for cell, steady in sorted(groups.items(), key=lambda item: _reading_order(item[0]))
+        if run["plan"] and (count := len({sample.process for sample in steady})) > 1
+    }
+    if parts:
+        yield "measured in parts, with a pause between: " + ", ".join(f"{name} ({n})" for name, n in parts.items())
 
 
 def _repeats(samples: Sequence[Sample], run: Mapping[str, Any]) -> Iterator[str]:

@@ -31,6 +31,7 @@ PURE = {
     "loadtest/datasets.py": {"loadtest.endpoints.base", "loadtest.plan"},
     "loadtest/arrivals.py": set(),
     "loadtest/sample.py": {"loadtest.plan", "loadtest.verdict"},
+    "loadtest/kept.py": {"loadtest.endpoints.base", "loadtest.plan", "loadtest.sample"},
     "loadtest/stats.py": {"loadtest.sample", "loadtest.plan", "loadtest.verdict"},
     "loadtest/trust.py": {"loadtest.stats", "loadtest.sample", "loadtest.plan", "loadtest.verdict"},
     "loadtest/calibrate/errors.py": {"loadtest.stats", "loadtest.trust", "loadtest.sample"},
