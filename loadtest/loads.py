@@ -36,6 +36,7 @@ from loadtest.transport.base import Timeouts
 
 HOPELESS_WAVES = 3  # in a row without one complete request: the endpoint is gone
 POLL_S = 0.1
+PHASES = ("warmup", "ramp", "steady", "drain")  # of a free run's requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +111,17 @@ def measure_plan(options: Options, plan: Plan, recorder: Recorder) -> None:
                 load = _load(found, dispatch, options, recorder)
                 with spawned(load, config.concurrency) as users:
                     for cell in plan.cells(config, found.description.slots):
-                        _measure_cell(cell, dispatch, users, options, recorder, progress)
+                        _measure_cell(cell, found, dispatch, users, options, recorder, progress)
 
 
 def _measure_cell(
-    cell: Cell, dispatch: Waves, users: Running, options: Options, recorder: Recorder, progress: Progress
+    cell: Cell, found: Site, dispatch: Waves, users: Running, options: Options, recorder: Recorder, progress: Progress
 ) -> None:
     monitor = Monitor()
     hopeless = 0
     for phase, count in (("warmup", options.warmup_waves), ("steady", options.waves)):
         if phase == "steady":
+            found.metrics.before()
             monitor.start()
         progress.now(f"{cell.label} {phase} 1/{count}")
         for wave, samples in enumerate(dispatch.run(cell, phase, count), 1):
@@ -130,6 +132,7 @@ def _measure_cell(
             if hopeless == HOPELESS_WAVES:
                 raise GaveUp(f"{HOPELESS_WAVES} waves in a row without a complete request; the last: {_why(samples)}")
     recorder.client(cell, monitor.stop())
+    recorder.server_metrics(found.metrics.after(cell, ["steady"]))
 
 
 @contextmanager
@@ -163,6 +166,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
         dispatch = ClosedLoop(cell, found.prompts, ids(recorder.run, 0), lambda: (running, options.users))
         load = _load(found, dispatch, options, recorder)
         monitor = Monitor()
+        found.metrics.before()
         with Progress(options.run_time_s) as progress:
             monitor.start()
             with spawned(load, options.users, drain_s=options.timeouts.total_s) as users:
@@ -172,6 +176,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
                     progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
                 progress.now(f"{cell.label}: the time is over, what runs may finish")
             recorder.client(cell, monitor.stop())
+            recorder.server_metrics(found.metrics.after(cell, PHASES))
 
 
 def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> None:
@@ -180,6 +185,7 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
         dispatch = OpenLoop(cell, found.prompts, ids(recorder.run, 0), arrivals.offsets_ns(), options.run_time_s)
         load = _load(found, dispatch, options, recorder)
         monitor = Monitor()
+        found.metrics.before()
         with Progress(options.run_time_s) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
             dispatch.begin()
             monitor.start()
@@ -189,6 +195,7 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
             progress.now(f"{cell.label}: the time is over, what was due is still sent")
             unsent = 0 if dispatch.join(options.timeouts.total_s) else dispatch.waiting_late
         recorder.client(cell, monitor.stop())
+        recorder.server_metrics(found.metrics.after(cell, PHASES))
         recorder.open_loop(arrivals, options.run_time_s, options.users, dispatch.taken, dispatch.late, unsent)
         if not dispatch.taken:
             raise GaveUp(f"no request was due in {options.run_time_s:g} s: raise --rate or -t")

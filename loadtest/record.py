@@ -57,6 +57,7 @@ class Recorder:
             "versions": versions(),
             "processes": [process(0)],
             "client": [],
+            "server_metrics": [],
             "calibration": None,
             "dataset": None,
             "shared_prefix_tokens": 0,
@@ -107,6 +108,11 @@ class Recorder:
         """How late the client was and what it burned, during one cell."""
         named = {name: getattr(cell, name) for name in ("config", "concurrency", "input_tokens", "new_tokens")}
         self._run["client"].append({**named, **seen})
+
+    def server_metrics(self, read: dict[str, Any] | None) -> None:
+        """The server's own metrics before and after one cell: see run.schema.json. None where it has none."""
+        if read is not None:
+            self._run["server_metrics"].append(read)
 
     def calibration(self, found: dict[str, Any]) -> None:
         """How wrong the client's own clock is: see run.schema.json. After `close`, too."""
