@@ -155,9 +155,9 @@ def _doubts(counted: int | None, sent: int, complete: int) -> Iterator[str]:
     if counted is None:
         yield "the server doesn't say of how many requests: others' may be among them"
     elif counted > sent:
-        yield f"the server counted {counted} requests and we sent {sent}: others' are among them"
+        yield f"the server counted {counted} requests, and we sent {sent}: others' are among them"
     elif counted < complete:
         yield (
-            f"the server counted {counted} requests and {complete} of ours were complete: one of several replicas "
-            "answers, or it counts late"
+            f"the server counted {counted} of our {complete} complete requests: one of several replicas answers, or "
+            "it counts late"
         )
