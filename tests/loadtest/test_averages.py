@@ -19,11 +19,14 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
 import loadtest
+from loadtest.__main__ import parser
+from loadtest.arguments import Usage
 from loadtest.endpoints.base import EndpointError
 from loadtest.plan import Cell
 from loadtest.report import write
 from loadtest.sample import Sample, write_samples
 from loadtest.split import scrape
+from loadtest.split.arguments import page
 from loadtest.split.averages import averages
 from loadtest.split.scrape import NoScrape, Page, Scrape, scraping
 from loadtest.transport.base import Target
@@ -336,6 +339,38 @@ def test_the_endpoints_own_page_is_below_its_base_and_gets_its_key(server: Serve
         ("/metrics", None),
     ]
     assert isinstance(scraping(CONTROL, endpoint, None), NoScrape)
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        (["--url", "http://h"], Page()),
+        (["--serve", "x {port}"], Page()),
+        (["--url", "http://h", "--metrics-url", "http://h:9000/metrics"], Page("http://h:9000/metrics")),
+        (["--url", "http://h", "--no-server-metrics"], None),
+        (["--url", "sagemaker://name"], None),
+        (["--url", "sagemaker://name", "--metrics-url", "http://h:9000"], Page("http://h:9000")),
+    ],
+)
+def test_the_endpoints_own_page_is_read_unless_told_otherwise(words: list[str], read: Page | None):
+    assert page(parser().parse_args(["run", *words])) == read
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--metrics-url", "http://h", "--no-server-metrics"], "--metrics-url and --no-server-metrics contradict each"),
+        (
+            ["--metrics-url", "ftp://h/metrics"],
+            "--metrics-url: ftp://h/metrics asks for ftp: only http:// and https://",
+        ),
+        (["--metrics-url", "http://u:p@h/m"], "--metrics-url: http://…@h/m holds a name or password"),
+    ],
+)
+def test_words_about_metrics_that_fit_together_with_nothing_are_refused(words: list[str], sentence: str):
+    with pytest.raises(Usage) as refused:
+        page(parser().parse_args(["run", "--url", "http://h", *words]))
+    assert sentence in str(refused.value)
 
 
 # What a reader sees
