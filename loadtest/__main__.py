@@ -39,6 +39,7 @@ try:
         wanted,
     )
     from loadtest.calibrate.arguments import add_calibrate, calibrate
+    from loadtest.split.arguments import add_metrics, page
 except ModuleNotFoundError as error:  # pip brought no extra at all: there aren't even options to read
     print(f"tokenclock: {remedy(error)}", file=sys.stderr)
     sys.exit(2)
@@ -199,6 +200,7 @@ def parser(begun: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
         choices=[*(v.value for v in Verdict if v is not Verdict.COMPLETE), "saturated"],
         help="a verdict that doesn't fail the run, or saturated, the client's; may be repeated",
     )
+    add_metrics(both)
     both.add_argument(
         "--no-calibrate", action="store_true", help="don't measure the client's own error afterwards (some seconds)"
     )
@@ -313,7 +315,7 @@ def options(asked: argparse.Namespace) -> Options:
         serve_timeout_s=asked.serve_timeout or SERVE_TIMEOUT_S,
         results=asked.results,
         seed=seed,
-        look=replace(look(asked), shared=shared_prefix(asked, input_tokens, seed)),
+        look=replace(look(asked), shared=shared_prefix(asked, input_tokens, seed), metrics=page(asked)),
         timeouts=timeouts(asked),
         allow=frozenset(asked.allow),
         calibrate=not asked.no_calibrate,

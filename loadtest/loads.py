@@ -37,6 +37,7 @@ from loadtest.transport.base import Timeouts
 
 HOPELESS_WAVES = 3  # in a row without one complete request: the endpoint is gone
 POLL_S = 0.1
+PHASES = ("warmup", "ramp", "steady", "drain")  # of a free run's requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +119,11 @@ def measure_plan(options: Options, plan: Plan, recorder: Recorder, kept: Kept = 
                 load = _load(found, dispatch, options, recorder)
                 with spawned(load, config.concurrency) as users:
                     for lack in kept.lacking(plan.cells(config, found.description.slots), options.waves):
-                        _measure_cell(lack, dispatch, users, options, recorder, progress)
+                        _measure_cell(lack, found, dispatch, users, options, recorder, progress)
 
 
 def _measure_cell(
-    lack: Lack, dispatch: Waves, users: Running, options: Options, recorder: Recorder, progress: Progress
+    lack: Lack, found: Site, dispatch: Waves, users: Running, options: Options, recorder: Recorder, progress: Progress
 ) -> None:
     cell, hopeless = lack.cell, 0
 
@@ -138,12 +139,14 @@ def _measure_cell(
                 raise GaveUp(f"{HOPELESS_WAVES} waves in a row without a complete request; the last: {_why(samples)}")
 
     measure("warmup", options.warmup_waves)
+    found.metrics.before()
     monitor = Monitor()
     monitor.start()
     try:
         measure("steady", lack.waves)
     finally:
         recorder.client(cell, monitor.stop())
+    recorder.server_metrics(found.metrics.after(cell, ["steady"]))
 
 
 @contextmanager
@@ -177,6 +180,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
         dispatch = ClosedLoop(cell, found.prompts, ids(recorder.run, 0), lambda: (running, options.users))
         load = _load(found, dispatch, options, recorder)
         monitor = Monitor()
+        found.metrics.before()
         with Progress(options.run_time_s) as progress:
             monitor.start()
             with spawned(load, options.users, drain_s=options.timeouts.total_s) as users:
@@ -186,6 +190,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
                     progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
                 progress.now(f"{cell.label}: the time is over, what runs may finish")
             recorder.client(cell, monitor.stop())
+            recorder.server_metrics(found.metrics.after(cell, PHASES))
 
 
 def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> None:
@@ -194,6 +199,7 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
         dispatch = OpenLoop(cell, found.prompts, ids(recorder.run, 0), arrivals.offsets_ns(), options.run_time_s)
         load = _load(found, dispatch, options, recorder)
         monitor = Monitor()
+        found.metrics.before()
         with Progress(options.run_time_s) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
             dispatch.begin()
             monitor.start()
@@ -203,6 +209,7 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
             progress.now(f"{cell.label}: the time is over, what was due is still sent")
             unsent = 0 if dispatch.join(options.timeouts.total_s) else dispatch.waiting_late
         recorder.client(cell, monitor.stop())
+        recorder.server_metrics(found.metrics.after(cell, PHASES))
         recorder.open_loop(arrivals, options.run_time_s, options.users, dispatch.taken, dispatch.late, unsent)
         if not dispatch.taken:
             raise GaveUp(f"no request was due in {options.run_time_s:g} s: raise --rate or -t")

@@ -61,6 +61,7 @@ class Recorder:
             "versions": versions(),
             "processes": [self._clocks],
             "client": [],
+            "server_metrics": [],
             "calibration": None,
             "dataset": None,
             "shared_prefix_tokens": 0,
@@ -172,6 +173,12 @@ class Recorder:
     @property
     def calibrated(self) -> bool:
         return bool((self._run.get("calibration") or {}).get("loads"))
+
+    def server_metrics(self, read: dict[str, Any] | None) -> None:
+        """The server's own metrics before and after one cell: see run.schema.json. None where it has none."""
+        if read is not None:
+            only = {"process": self.process} if self._run.get("resumed") else {}
+            self._run.setdefault("server_metrics", []).append(read | only)
 
     def calibration(self, found: dict[str, Any]) -> None:
         """How wrong the client's own clock is: see run.schema.json. After `close`, too."""

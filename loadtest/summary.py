@@ -12,7 +12,8 @@
             "client": {"verdict", "saturated", "reasons", "limit_s", "lag_s", "lag_statistic", "lag_n", "hub_lag_p99_s",
                        "cpu"},
             "stream": {"token_events", "shared_read_share", "buffered"}, "off_plan": ["sentence", ...],
-            "server": {"n", "queue_s", "prefill_s", "decode_s", "network_s", "steps_by_batch_size"} | null,
+            "split": SPLIT | null, "server": SERVER | null,              of each request: split/by_request.py
+            "averages": AVERAGES | null,                                 of the server's metrics: split/averages.py
             "clocks": {"kernel": 40}, "transports": {"gevent": 40}, "counted_by": {"server": 40}}],
  "cold": [{"config", "label", "ttft_s" | null, "verdict"}],               first warm-up request of each configuration
  "missing": ["T 256→768", ...],                                           cells of the plan without a figure
@@ -43,6 +44,8 @@ from loadtest import stats, trust
 from loadtest.datasets import repeats
 from loadtest.plan import CONFIGS, PLANS, Cell
 from loadtest.sample import Sample
+from loadtest.split.averages import averages
+from loadtest.split.by_request import split, told
 
 SCHEMA = 1
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
@@ -136,7 +139,8 @@ def _cell(cell: Cell, steady: Sequence[Sample], hosts: Mapping[int, str], seen: 
         "client": trust.client(steady, seen),
         "stream": trust.buffering(complete),
         "off_plan": trust.off_plan(complete, cell),
-        "server": trust.server_split(complete),
+        "split": split(complete),
+        "server": told(complete),
         "clocks": dict(sorted(Counter(sample.clock for sample in complete).items())),
         "transports": dict(sorted(Counter(sample.transport for sample in complete).items())),
         "counted_by": dict(sorted(Counter(sample.got.counted_by for sample in complete).items())),
@@ -225,6 +229,8 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         _cell(cell, steady, hosts, seen.get(tuple(getattr(cell, key) for key in _CLIENT_KEY)))
         for cell, steady in sorted(groups.items(), key=lambda item: _reading_order(item[0]))
     ]
+    for entry in cells:
+        entry["averages"] = averages(entry["cell"], samples, run.get("server_metrics", []))
     calibration = run.get("calibration")
     for load in calibration["loads"] if calibration else []:
         _doubt_the_clock([entry for entry in cells if entry["label"] in load["cells"]], load["errors"])

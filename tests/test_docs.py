@@ -208,6 +208,17 @@ def test_the_probe_page_names_every_finding_and_field():
     assert textwrap.dedent(fields[1]) in page
 
 
+def test_the_page_on_the_split_names_every_histogram_and_limit():
+    from loadtest.split.averages import ALL, STARTED
+    from loadtest.split.scrape import LONGEST_S
+
+    page = (ROOT / "docs" / "split.md").read_text(encoding="utf-8")
+    labels = [(each.name, ",".join(f'{name}="{value}"' for name, value in each.labels.items())) for each in ALL]
+    names = [f"`{name}{{{of}}}`" if of else f"`{name}`" for name, of in labels]
+    assert len(names) > 8
+    assert [name for name in (*names, f"`{STARTED}`", f"{LONGEST_S:g} s") if name not in page] == []
+
+
 def test_make_help_names_every_target():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split())  # type: ignore[index]

@@ -45,8 +45,12 @@ PURE = {
         "loadtest.verdict",
     },
     "loadtest/probe/waterfall.py": {"loadtest.report.numbers"},
+    "loadtest/split/by_request.py": {"loadtest.stats", "loadtest.sample"},
+    "loadtest/split/averages.py": {"loadtest.stats", "loadtest.sample"},
     "loadtest/summary.py": {
         "loadtest.datasets",
+        "loadtest.split.averages",
+        "loadtest.split.by_request",
         "loadtest.stats",
         "loadtest.trust",
         "loadtest.sample",

@@ -144,9 +144,9 @@ def test_a_client_that_is_kept_to_a_core_leaves_the_server_another():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder of a run with its calibration, of a server whose gaps are 5 ms."""
+    """The folder of a run with its calibration, of a server whose gaps are 5 ms and whose events have 500 bytes."""
     results = tmp_path_factory.mktemp("results")
-    with truth(first=0.03, gap=0.005) as server:
+    with truth(first=0.03, gap=0.005, event_bytes=500) as server:
         sizes = ("-u", "3", "-t", "2s", "--new-tokens", "20", "--input-tokens", "9", "--allow", "saturated")
         done = tokenclock("run", "--url", server.url, *sizes, "--results", str(results), calibrate=True)
     assert done.returncode == 0, done.stderr
@@ -163,6 +163,7 @@ def test_a_run_calibrates_itself_at_its_own_load_and_says_so_apart_from_the_inte
     assert load["cells"] == ["3 users 9→20"]
     assert (load["shape"]["concurrency"], load["shape"]["tokens"], load["shape"]["input_tokens"]) == (3, 20, 9)
     assert load["shape"]["gap_s"] == pytest.approx(0.005, rel=0.5)
+    assert load["shape"]["event_bytes"] == pytest.approx(500, rel=0.1), "the last one is a little larger"
     assert load["paired"] >= 10
     report = (folder / "report.md").read_text()
     assert "## The client's own error" in report
