@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -31,6 +32,28 @@ def tokenclock(*arguments: str, timeout: float = 100, calibrate: bool = False) -
         check=False,
         cwd=ROOT,
     )
+
+
+class Forked:
+    """`tokenclock`, for commands that only refuse: see forked.py."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        code, out, err = json.loads(self._process.stdout.readline())
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Forked]:
+    command = [sys.executable, "-m", "tests.e2e.forked"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        yield Forked(process)  # leaving closes stdin, which ends it
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 
 from loadtest.truth.process import truth
-from tests.e2e.conftest import ROOT, tokenclock
+from tests.e2e.conftest import ROOT, Forked, tokenclock
 
 pytestmark = pytest.mark.e2e
 
@@ -278,8 +278,8 @@ def test_ctrl_c_between_the_last_request_and_the_calibration_is_heard(tmp_path: 
         (["--transport", "boto3"], "invalid choice: 'boto3'"),
     ],
 )
-def test_bad_words_are_one_sentence_and_exit_code_2(arguments: list[str], sentence: str):
-    done = tokenclock("calibrate", *arguments)
+def test_bad_words_are_one_sentence_and_exit_code_2(forked: Forked, arguments: list[str], sentence: str):
+    done = forked("calibrate", *arguments)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
