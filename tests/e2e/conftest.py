@@ -58,19 +58,20 @@ def forked() -> Iterator[Forked]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The URL of `python -m server serve` with the demonstration model, ready."""
+    """The URL of `python -m server serve` with the demonstration model, ready. Bounded by the timeout of its test."""
     command = [sys.executable, "-m", "server", "serve", "--port", "0", "--threads", "1"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": "ignore"}
     )
     assert process.stderr is not None
-    url = next(found[1] for line in process.stderr if (found := re.search(r"listening on (\S+),", line)))
-    threading.Thread(target=process.stderr.read, daemon=True).start()
-    deadline = time.monotonic() + 60
-    while httpx.get(f"{url}/health").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield url
-    process.terminate()
-    process.wait()
-    process.stderr.close()
+    try:
+        url = next(found[1] for line in process.stderr if (found := re.search(r"listening on (\S+),", line)))
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        while httpx.get(f"{url}/health").status_code != 200:
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+        process.stderr.close()
