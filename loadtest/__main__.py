@@ -1,5 +1,5 @@
 """The command line: `run` measures an endpoint, `probe` looks at a request closely, `calibrate` at the client itself,
-`report` recomputes a report.
+`report` recomputes a report, `compare` holds runs against runs or published figures.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ try:
         wanted,
     )
     from loadtest.calibrate.arguments import add_calibrate, calibrate
+    from loadtest.compare.arguments import add_compare, compare
     from loadtest.split.arguments import add_metrics, page
 except ModuleNotFoundError as error:  # pip brought no extra at all: there aren't even options to read
     print(f"tokenclock: {remedy(error)}", file=sys.stderr)
@@ -67,7 +68,8 @@ def dispatch(asked: argparse.Namespace, words: Sequence[str] | None) -> int:
             from loadtest.resume import asked_again
 
             asked = asked_again(asked.resume, lambda begun: parser(begun).parse_args(words))
-        return {"run": run, "probe": probe, "calibrate": calibrate, "report": report}[asked.verb](asked)
+        verbs = {"run": run, "probe": probe, "calibrate": calibrate, "report": report, "compare": compare}
+        return verbs[asked.verb](asked)
     except Usage as error:
         return fail(str(error))
     except ModuleNotFoundError as error:
@@ -217,6 +219,7 @@ def parser(begun: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
         "report", help="recompute a report", description="Recompute summary, charts and report of a run's folder."
     )
     again.add_argument("folder", type=Path, help="a folder with samples.jsonl and run.json")
+    add_compare(verbs)
     return top  # fmt: skip
 
 
