@@ -69,8 +69,10 @@ PURE = {
     },
     "loadtest/compare/reference.py": set(),
     "loadtest/compare/published.py": {"loadtest.compare.reference"},
+    "loadtest/goodput.py": {"loadtest.sample", "loadtest.stats"},
     "loadtest/summary.py": {
         "loadtest.datasets",
+        "loadtest.goodput",
         "loadtest.split.averages",
         "loadtest.split.by_request",
         "loadtest.stats",

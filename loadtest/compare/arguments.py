@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
-from loadtest.arguments import Usage
+from loadtest.arguments import Usage, share
 from loadtest.extras import require
 
 
@@ -83,12 +82,3 @@ def compare(asked: argparse.Namespace) -> int:
             as_json=asked.json,
         )
     )
-
-
-def share(text: str) -> float:
-    """`5%` or `0.05`, above 0 and at most 1."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
-    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share from above 0 to 100 %: write 95% or 0.95")
-    return value
