@@ -23,6 +23,7 @@ COMMANDS = (
     ("tokenclock probe", ["loadtest", "probe"]),
     ("tokenclock calibrate", ["loadtest", "calibrate"]),
     ("tokenclock report", ["loadtest", "report"]),
+    ("tokenclock compare", ["loadtest", "compare"]),
     ("tokenclock-server serve", ["server", "serve"]),
     ("tokenclock-server export", ["server", "export"]),
     ("tokenclock-server check", ["server", "check"]),
