@@ -39,6 +39,7 @@ try:
         wanted,
     )
     from loadtest.calibrate.arguments import add_calibrate, calibrate
+    from loadtest.distributed.arguments import add_spread, spread_of, worker_of
 except ModuleNotFoundError as error:  # pip brought no extra at all: there aren't even options to read
     print(f"tokenclock: {remedy(error)}", file=sys.stderr)
     sys.exit(2)
@@ -70,7 +71,13 @@ def dispatch(asked: argparse.Namespace) -> int:
 
 
 def run(asked: argparse.Namespace) -> int:
-    chosen = options(asked)
+    if asked.worker:
+        host, port = worker_of(asked)
+        require(*needed(None, None))
+        from loadtest.distributed import worker
+
+        return worker.run(host, port, asked.parent, asked, options)
+    chosen = replace(options(asked), spread=spread_of(asked, echo(asked)))
     require("matplotlib")  # said before the measurement, not after it
     from loadtest import run as verb
 
@@ -197,6 +204,7 @@ def parser() -> argparse.ArgumentParser:
     both.add_argument(
         "--no-calibrate", action="store_true", help="don't measure the client's own error afterwards (some seconds)"
     )
+    add_spread(verb.add_argument_group("in several processes"))
     _add_probe(verbs)
     add_calibrate(verbs)
     again = verbs.add_parser(

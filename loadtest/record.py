@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from loadtest.arrivals import Arrivals
 from loadtest.machine import clocks, machine, process, versions
 from loadtest.plan import Cell
 from loadtest.sample import SCHEMA, Sample
+
+COMPLETE = b'"verdict":"complete"'  # as `Sample.to_json` writes it: in a text the quotes would be escaped
 
 
 class Recorder:
@@ -61,6 +64,7 @@ class Recorder:
             "dataset": None,
             "shared_prefix_tokens": 0,
             "open_loop": None,
+            "distributed": None,
             "interrupted": True,  # until it is closed otherwise
         }
         self._samples = (self.folder / "samples.jsonl").open("a", encoding="utf-8", buffering=1)
@@ -103,10 +107,21 @@ class Recorder:
         }
         self._write()
 
-    def client(self, cell: Cell, seen: dict[str, Any]) -> None:
-        """How late the client was and what it burned, during one cell."""
+    def client(self, cell: Cell, seen: dict[str, Any], process: int = 0) -> None:
+        """How late a process of the client was and what it burned, during one cell."""
         named = {name: getattr(cell, name) for name in ("config", "concurrency", "input_tokens", "new_tokens")}
-        self._run["client"].append({**named, **seen})
+        self._run["client"].append({"process": process, **named, **seen})
+
+    def workers(self, processes: list[dict[str, Any]]) -> None:
+        """The processes that measure, in this one's place: `machine.process` of each."""
+        self._run["processes"] = processes
+        self._run["distributed"] = {"workers": [], "missing": []}
+        self._write()
+
+    def distributed(self, workers: list[dict[str, Any]], missing: list[str]) -> None:
+        """What came of each worker, and what did not come: see run.schema.json."""
+        self._run["distributed"] = {"workers": workers, "missing": missing}
+        self._write()
 
     def calibration(self, found: dict[str, Any]) -> None:
         """How wrong the client's own clock is: see run.schema.json. After `close`, too."""
@@ -120,9 +135,19 @@ class Recorder:
         else:
             self.other += 1
 
+    def add_lines(self, lines: Sequence[bytes]) -> None:
+        """Samples that came as lines of samples.jsonl, without newlines."""
+        for line in lines:
+            self._samples.write(line.decode("ascii") + "\n")
+            if COMPLETE in line:
+                self.complete += 1
+            else:
+                self.other += 1
+
     def close(self, interrupted: bool) -> None:
         self._samples.close()
-        self._run["processes"][0]["end"] = clocks()
+        if self._run["distributed"] is None:  # workers say it themselves
+            self._run["processes"][0]["end"] = clocks()
         self._run["interrupted"] = interrupted
         self._write()
 

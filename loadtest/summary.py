@@ -16,6 +16,7 @@
             "clocks": {"kernel": 40}, "transports": {"gevent": 40}, "counted_by": {"server": 40}}],
  "cold": [{"config", "label", "ttft_s" | null, "verdict"}],               first warm-up request of each configuration
  "missing": ["T 256→768", ...],                                           cells of the plan without a figure
+ "lost": ["sentence", ...],                                               what didn't come of processes of the client
  "verdicts": {"n", "counts": {...}, "by_phase": {"warmup": {...}}, "details": {"timeout": ["first", ...]}},
  "client": {"verdict": "ok" | "suspect" | "saturated", "saturated": false, "reasons": ["L 256→1: ...", ...]},
  "calibration": {"loads": [CALIBRATED, ...], "reason"} | null,            run.json's: loadtest/calibrate/__init__.py
@@ -113,7 +114,13 @@ def _metrics(steady: Sequence[Sample], waves: stats.Waves | None, hosts: Mapping
     return found
 
 
-def _cell(cell: Cell, steady: Sequence[Sample], hosts: Mapping[int, str], seen: Mapping[str, Any] | None) -> Any:
+def _cell(
+    cell: Cell,
+    steady: Sequence[Sample],
+    hosts: Mapping[int, str],
+    seen: Mapping[int, Mapping[str, Any]],
+    names: Mapping[int, str],
+) -> Any:
     complete = [sample for sample in steady if sample.complete]
     waves = stats.waves(steady, hosts) if steady[0].cell.wave is not None else None
     named = asdict(cell)
@@ -133,7 +140,7 @@ def _cell(cell: Cell, steady: Sequence[Sample], hosts: Mapping[int, str], seen: 
                 sum(tokens for _, tokens, _ in sample.events) != sample.got.new_tokens for sample in complete
             ),
         },
-        "client": trust.client(steady, seen),
+        "client": trust.clients(steady, seen, names),
         "stream": trust.buffering(complete),
         "off_plan": trust.off_plan(complete, cell),
         "server": trust.server_split(complete),
@@ -214,19 +221,23 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
     # Sorted: neither a sum in floating point nor the first call may depend on the order of the file.
     samples = sorted(samples, key=lambda sample: (sample.scheduled_ns, sample.id))
     hosts = {process["process"]: process["host"] for process in run["processes"]}
-    seen = {tuple(entry[key] for key in _CLIENT_KEY): entry for entry in run["client"]}
+    names = {each["process"]: f"process {each['process']} ({each['host']}, {each['pid']})" for each in run["processes"]}
+    seen: dict[Any, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for entry in run["client"]:
+        seen[tuple(entry[key] for key in _CLIENT_KEY)][entry.get("process", 0)] = entry
     groups: dict[Cell, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.phase == "steady":
             groups[sample.cell.in_wave(None)].append(sample)
     cells = [
-        _cell(cell, steady, hosts, seen.get(tuple(getattr(cell, key) for key in _CLIENT_KEY)))
+        _cell(cell, steady, hosts, seen[tuple(getattr(cell, key) for key in _CLIENT_KEY)], names)
         for cell, steady in sorted(groups.items(), key=lambda item: _reading_order(item[0]))
     ]
     calibration = run.get("calibration")
     for load in calibration["loads"] if calibration else []:
         _doubt_the_clock([entry for entry in cells if entry["label"] in load["cells"]], load["errors"])
     missing = _missing(cells, run)
+    lost = (run.get("distributed") or {}).get("missing", [])
     used = {hosts.get(sample.process, "") for sample in samples}
     return {
         "schema": SCHEMA,
@@ -239,10 +250,11 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         "cells": cells,
         "cold": _cold(samples),
         "missing": missing,
+        "lost": lost,
         "verdicts": _verdicts(samples),
         "client": _client(cells),
         "calibration": calibration,
-        "notes": [*_notes(cells, run, missing, used), *_repeats(samples, run), *_edges(samples)],
+        "notes": [*_notes(cells, run, missing, used), *lost, *_repeats(samples, run), *_edges(samples)],
     }
 
 
