@@ -151,6 +151,13 @@ class Recorder:
         self._run["interrupted"] = interrupted
         self._write()
 
+    def discard(self) -> None:
+        """A run without a single request leaves no folder behind, except a server's log that says why."""
+        for name in ("samples.jsonl", "run.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
     def _write(self) -> None:
         part = self.folder / "run.json.part"
         part.write_text(json.dumps(self._run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -63,7 +63,7 @@ def run(options: Options, echo: dict[str, Any]) -> int:
     if problem is not None:
         say("interrupted: the report is of what was measured" if isinstance(problem, Interrupted) else str(problem))
     if recorder.complete + recorder.other == 0:
-        _discard(recorder)
+        recorder.discard()
         return 130 if isinstance(problem, Interrupted) else 2
     _calibrate(recorder, options, problem)
     return _report(recorder, options, problem)
@@ -101,11 +101,3 @@ def _report(recorder: Recorder, options: Options, problem: BaseException | None)
     if saturated:
         say("the client was the bottleneck: " + "; ".join(summary["client"]["reasons"]) + f"; remedy: {REMEDY}")
     return 1 if problem is not None or bad or summary["lost"] or (saturated and SATURATED not in options.allow) else 0
-
-
-def _discard(recorder: Recorder) -> None:
-    """A run without a single request leaves no folder behind, except a server's log that says why."""
-    for name in ("samples.jsonl", "run.json"):
-        (recorder.folder / name).unlink(missing_ok=True)
-    if not any(recorder.folder.iterdir()):
-        recorder.folder.rmdir()

@@ -20,6 +20,17 @@ PAUSE_S = 0.25  # between two parcels: one of many samples costs less than many 
 PATIENCE_S = 20.0  # with one who is silent, at the end
 IDLE_S = 1.0  # how long a parcel may wait for a moment in which no stream has anything to do
 
+#: What a worker answers to `stop` that measured nothing.
+NOTHING = {
+    "samples": 0,
+    "undelivered": 0,
+    "saved": None,
+    "end": None,
+    "client": None,
+    "schedule": None,
+    "dataset": None,
+}
+
 #: Sends a message of a kind. Loses it, as a network may, where it can't be sent now.
 Tell = Callable[[str, dict[str, Any]], None]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loadtest import runner as locust_runner  # isort: skip  (first: importing locust patches sockets)
 
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -68,6 +69,7 @@ class Share:
             self.shipper.keep,
             fail,
         )
+        inspect.stack()  # locust looks at it to stop: the first time takes 50 ms, and streams may be draining then
         self._runner, self._monitor, self._calm = runner, Monitor(), ExitStack()
         self._users = locust_runner.user_class(runner.environment, self._load)
         runner.environment.user_classes = [self._users]

@@ -12,12 +12,16 @@ class Together:
     then a request is of the ramp, however complete its own share may be.
     """
 
-    def __init__(self, runner: Any, users: int) -> None:
-        """runner: a locust.runners.WorkerRunner. users: of all workers, as far as is known before they are spawned."""
+    def __init__(self, runner: Any, users: int = 1) -> None:
+        """runner: a locust.runners.WorkerRunner."""
         self._runner = runner
+        self.expect(users)
+        runner.environment.events.spawning_complete.add_listener(self._complete)
+
+    def expect(self, users: int) -> None:
+        """Users of all workers, before they are spawned."""
         self._wanted = users
         self._share: int | None = None  # of the users that are all there
-        runner.environment.events.spawning_complete.add_listener(self._complete)
 
     def __call__(self) -> tuple[int, int]:
         own = self._runner.user_count
