@@ -54,6 +54,7 @@ class Attached:
     def stopped(self, said: dict[str, Any]) -> None:
         """All that is there has been delivered, as far as it could be."""
         self._answered = True
+        self.together.forget()
         self._link.answer("stop", {**NOTHING, "end": clocks(), **said})
 
     @property

@@ -13,15 +13,20 @@ class Together:
     """
 
     def __init__(self, runner: Any, users: int = 1) -> None:
-        """runner: a locust.runners.WorkerRunner."""
+        """runner: a locust.runners.WorkerRunner. users: of all workers, before they are spawned."""
         self._runner = runner
-        self.expect(users)
+        self._wanted = users
+        self._share: int | None = None  # of the users that are all there
         runner.environment.events.spawning_complete.add_listener(self._complete)
 
     def expect(self, users: int) -> None:
-        """Users of all workers, before they are spawned."""
-        self._wanted = users
-        self._share: int | None = None  # of the users that are all there
+        """So many will be spawned, where they aren't yet: this may be heard later than that."""
+        if self._share is None:
+            self._wanted = users
+
+    def forget(self) -> None:
+        """The test is over."""
+        self._share = None
 
     def __call__(self) -> tuple[int, int]:
         own = self._runner.user_count
