@@ -1,4 +1,4 @@
-"""Several processes measure as exactly as one: every sample once, figures from all of them, and what is missing is said.
+"""Several processes measure as exactly as one: every sample once, figures from all of them, what is missing is said.
 
 Method: real processes on loopback, killed with -9 or cut off by a proxy, against the truth server, whose own records
 say what was really asked. Figures are computed again here, from the file, by numpy alone.
@@ -32,6 +32,7 @@ from tests.e2e.stalling_proxy import StallingProxy
 pytestmark = pytest.mark.e2e
 
 TOKENS = ("--input-tokens", "20", "--new-tokens", "8", "--no-calibrate")
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 END_S = 60
 
 
@@ -42,10 +43,10 @@ def server() -> Iterator[Truth]:
 
 
 @pytest.fixture
-def asked(server: Truth) -> Iterator[Callable[[], set[str]]]:
+def asked(server: Truth) -> Callable[[], set[str]]:
     """The ids of the requests that the server has seen."""
     server.clear()
-    yield lambda: {record["request_id"] for record in server.records()}
+    return lambda: {record["request_id"] for record in server.records()}
 
 
 def run_of(results: Path) -> dict[str, Any]:
@@ -103,9 +104,8 @@ def ended(pid: int) -> bool:
 
 
 def test_two_processes_report_what_is_in_their_one_file(server: Truth, asked: Any, tmp_path: Path):
-    done = tokenclock(
-        "run", "--url", server.url, "-u", "6", "-t", "4s", "--processes", "2", *TOKENS, "--results", str(tmp_path)
-    )
+    run_it = ("run", "--url", server.url, "-u", "6", "-t", "4s", "--processes", "2", "--results", str(tmp_path))
+    done = tokenclock(*run_it, *TOKENS[:-1], calibrate=True)
     assert done.returncode in (0, 1), done.stderr
     assert done.returncode == 0 or "the client was the bottleneck" in done.stderr, done.stderr
     samples, run, summary = samples_of(tmp_path), run_of(tmp_path), summary_of(tmp_path)
@@ -118,6 +118,9 @@ def test_two_processes_report_what_is_in_their_one_file(server: Truth, asked: An
     assert sorted(per_process) == [each["process"] for each in run["processes"]] == [0, 1]
     assert len({each["pid"] for each in run["processes"]}) == 2
     assert [entry["process"] for entry in run["client"]] == [0, 1]
+    assert run["calibration"]["reason"] is None
+    (load,) = run["calibration"]["loads"]
+    assert (load["processes"], load["shape"]["concurrency"]) == (2, 3), "each process replayed its share"
     (cell,) = summary["cells"]
     steady = [sample for sample in samples if sample["phase"] == "steady"]
     assert {sample["cell"]["concurrency"] for sample in steady} == {6}
@@ -129,9 +132,9 @@ def test_two_processes_report_what_is_in_their_one_file(server: Truth, asked: An
     }
     for name, own in values.items():
         assert cell["metrics"][name]["n"] == len(own) > 20
-        for q, shown in ((0.5, "p50"), (0.9, "p90"), (0.99, "p99")):
-            if cell["metrics"][name][shown] is not None:
-                assert cell["metrics"][name][shown] == float(np.quantile(own, q))
+        shown = {p: cell["metrics"][name][p] for p in PERCENTILES if cell["metrics"][name][p] is not None}
+        assert "p90" in shown
+        assert shown == {p: float(np.quantile(own, PERCENTILES[p])) for p in shown}
     wall_s = (max(s["ended_ns"] for s in steady) - min(s["scheduled_ns"] for s in steady)) / 1e9
     assert cell["metrics"]["requests_per_s"]["mean"] == len(steady) / wall_s
 
@@ -298,7 +301,7 @@ def test_a_worker_that_lacks_a_key_is_told_to_bring_one(server: Truth, tmp_path:
 def test_locusts_own_processes_leave_every_sample_at_their_master(server: Truth, asked: Any, tmp_path: Path):
     port = str(free_port())
     command = [
-        sys.executable, "-m", "locust", "--headless", "--processes", "2", "-t", "4s", "-u", "4", "-r", "4", "--json",
+        sys.executable, "-m", "locust", "--headless", "--processes", "2", "-t", "6s", "-u", "4", "-r", "4", "--json",
         "--host", server.url, "--input-tokens", "20", "--new-tokens", "8", "--results-dir", str(tmp_path),
         "--master-port", port, "--master-bind-port", port,
     ]  # fmt: skip
