@@ -28,6 +28,7 @@ class Member:
     users: int = 0  # that it was last known to run
     heard_s: float = field(default_factory=time.monotonic)
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left: bool = False  # before it was asked to stop
 
     @property
     def name(self) -> str:
@@ -45,6 +46,7 @@ class Crew:
         self.members: dict[str, Member] = {}
         self.known_gone: set[str] = set()  # of them, who was told to be
         self.problem: Exception | None = None  # samples could not be written
+        self._stopping = False
         self._inbox = Inbox(self._write)
         self._news = Event()
         runner.register_message(ANSWER, self._answered)
@@ -55,7 +57,7 @@ class Crew:
     def begin(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.members, self.known_gone = {}, set()
-        self.problem = None
+        self.problem, self._stopping = None, False
         self._inbox = Inbox(self._write)
 
     def join(self, uid: str, process: int) -> Member:
@@ -80,6 +82,7 @@ class Crew:
         Returns who has not answered.
         """
         begun_s = time.monotonic()
+        self._stopping = self._stopping or kind == "stop"
         asked_s: dict[str, float] = {}
         members = list(self.members.values()) if among is None else list(among)
         while True:
@@ -103,7 +106,7 @@ class Crew:
                 "process": member.process,
                 "users": member.users,
                 "samples": self._inbox.has(member.uid),
-                "whole": self._missing(member) is None,
+                "whole": member.answers.get("stop", {}).get("samples") == self._inbox.has(member.uid),
             }
             for member in sorted(self.members.values(), key=lambda each: each.process)
         ]
@@ -117,18 +120,18 @@ class Crew:
         """Compares what a worker says it measured with what is in the file."""
         has = self._inbox.has(member.uid)
         stopped = member.answers.get("stop")
+        users = f"{member.users} of {sum(each.users for each in self.members.values())} users vanished with it"
         if stopped is None:
-            all_users = sum(each.users for each in self.members.values())
             return (
-                f"{member.name} was gone before the end: {member.users} of {all_users} users vanished with it; "
-                f"{has} samples that it had sent are kept, what else it measured is lost"
+                f"{member.name} was gone before the end: {users}; {has} samples that it had sent are kept, what else "
+                "it measured is lost"
             )
-        if has == stopped["samples"]:
-            return None
-        return (
-            f"{stopped['samples'] - has} of {stopped['samples']} samples of {member.name} did not arrive; they are on "
-            f"its machine: {stopped['saved'] or 'nowhere'}; append them to samples.jsonl and report again"
-        )
+        if has != stopped["samples"]:
+            return (
+                f"{stopped['samples'] - has} of {stopped['samples']} samples of {member.name} did not arrive; they are "
+                f"on its machine: {stopped['saved'] or 'nowhere'}; append them to samples.jsonl and report again"
+            )
+        return f"{member.name} left before the end: {users}; its {has} samples are all here" if member.left else None
 
     def _write(self, lines: Sequence[bytes]) -> None:
         assert self.recorder is not None
@@ -149,6 +152,7 @@ class Crew:
     def _answered(self, msg: Any, **_: object) -> None:
         member, said = self._heard(msg.node_id), msg.data
         if member is not None and self.recorder is not None and said["run"] == self.recorder.run:
+            member.left = member.left or (said["kind"] == "stop" and not self._stopping)
             member.answers[said["kind"]] = said["data"]
             self._news.set()
 
