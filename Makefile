@@ -50,7 +50,7 @@ serve: .venv/installed ## serve the demonstration model on http://127.0.0.1:8080
 	$(BIN)/python -m server serve
 
 test: .venv/installed ## run the tests (no absolute times); the Neuron contract in a process of its own
-	$(BIN)/pytest -m 'not timing'
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile -m 'not timing'
 	$(BIN)/pytest tests/neuron_contract
 
 timing: .venv/installed ## run the tests that compare milliseconds with recorded sends; wants a quiet machine

@@ -1,5 +1,5 @@
 """The command line: `run` measures an endpoint, `probe` looks at a request closely, `calibrate` at the client itself,
-`report` recomputes a report.
+`report` recomputes a report, `compare` holds runs against runs or published figures.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,9 +25,11 @@ try:
         Usage,
         add_dataset,
         add_endpoint,
+        add_goodput,
         add_timeouts,
         add_users,
         add_wire,
+        check_goodput,
         check_wire,
         command,
         count,
@@ -39,7 +41,9 @@ try:
         wanted,
     )
     from loadtest.calibrate.arguments import add_calibrate, calibrate
+    from loadtest.compare.arguments import add_compare, compare
     from loadtest.distributed.arguments import add_spread, spread_of, worker_of
+    from loadtest.split.arguments import add_metrics, page
 except ModuleNotFoundError as error:  # pip brought no extra at all: there aren't even options to read
     print(f"tokenclock: {remedy(error)}", file=sys.stderr)
     sys.exit(2)
@@ -56,14 +60,19 @@ LOOK_S = 30.0  # a probe waits so long for what it shows nothing of
 def main(arguments: Sequence[str] | None = None) -> None:
     guard_logs()
     try:
-        sys.exit(dispatch(parser().parse_args(arguments)))
+        sys.exit(dispatch(parser().parse_args(arguments), arguments))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def dispatch(asked: argparse.Namespace) -> int:
+def dispatch(asked: argparse.Namespace, words: Sequence[str] | None) -> int:
     try:
-        return {"run": run, "probe": probe, "calibrate": calibrate, "report": report}[asked.verb](asked)
+        if asked.verb == "run" and asked.resume is not None:
+            from loadtest.resume import asked_again
+
+            asked = asked_again(asked.resume, lambda begun: parser(begun).parse_args(words))
+        verbs = {"run": run, "probe": probe, "calibrate": calibrate, "report": report, "compare": compare}
+        return verbs[asked.verb](asked)
     except Usage as error:
         return fail(str(error))
     except ModuleNotFoundError as error:
@@ -81,7 +90,7 @@ def run(asked: argparse.Namespace) -> int:
     require("matplotlib")  # said before the measurement, not after it
     from loadtest import run as verb
 
-    return verb.run(chosen, echo(asked))
+    return verb.run(chosen, echo(asked), asked.resume)
 
 
 def probe(asked: argparse.Namespace) -> int:
@@ -109,16 +118,26 @@ def probe(asked: argparse.Namespace) -> int:
 
 
 def report(asked: argparse.Namespace) -> int:
+    from loadtest.goodput import GoodputError, short_of
     from loadtest.report import show
     from loadtest.report.charts import ChartsError
 
+    check_goodput(asked, share_needs_words=False)
+    said = {name: value for name in ("goodput", "goodput_share") if (value := getattr(asked, name)) is not None}
     try:
-        show(asked.folder)
+        summary = show(asked.folder, said)
+    except GoodputError as error:
+        return fail(f"{asked.folder}: {error}")
     except ChartsError as error:
         return fail(str(error))
     except (OSError, ValueError, KeyError, TypeError) as error:
         return fail(f"{asked.folder} can't be reported: {error!r}; it needs samples.jsonl and run.json of a run")
-    return 0
+    if asked.goodput_share is not None and not summary["goodput"]:
+        return fail("--goodput-share is of the requests that meet --goodput, and the run has none: add it")
+    short = short_of(summary)
+    for sentence in short:
+        print(f"tokenclock: not good enough: {sentence}", file=sys.stderr)
+    return 1 if short else 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,7 +147,8 @@ class Parser(argparse.ArgumentParser):
         super().error(spoken(message))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(begun: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+    """begun: the options of a run that goes on, which are then the defaults."""
     top = Parser(prog="tokenclock", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     verb = verbs.add_parser(
@@ -201,16 +221,27 @@ def parser() -> argparse.ArgumentParser:
         choices=[*(v.value for v in Verdict if v is not Verdict.COMPLETE), "saturated"],
         help="a verdict that doesn't fail the run, or saturated, the client's; may be repeated",
     )
+    add_goodput(both)
+    add_metrics(both)
     both.add_argument(
         "--no-calibrate", action="store_true", help="don't measure the client's own error afterwards (some seconds)"
     )
+    both.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with a plan that was interrupted, in its folder and with its options: the waves it lacks",
+    )
     add_spread(verb.add_argument_group("in several processes"))
+    verb.set_defaults(**begun or {})
     _add_probe(verbs)
     add_calibrate(verbs)
     again = verbs.add_parser(
         "report", help="recompute a report", description="Recompute summary, charts and report of a run's folder."
     )
     again.add_argument("folder", type=Path, help="a folder with samples.jsonl and run.json")
+    add_goodput(again)
+    add_compare(verbs)
     return top  # fmt: skip
 
 
@@ -290,6 +321,7 @@ def options(asked: argparse.Namespace) -> Options:
         raise Usage("gamma arrivals need --burstiness: 1 is poisson, less comes in bursts, more is more even")
     if asked.serve is None and asked.serve_timeout is not None:
         raise Usage("--serve-timeout belongs to --serve: leave it out")
+    check_goodput(asked)
     lines = dataset(asked, asked.input_tokens)
     seed = time.time_ns() if asked.seed is None else asked.seed
     input_tokens = asked.input_tokens or INPUT_TOKENS
@@ -309,7 +341,7 @@ def options(asked: argparse.Namespace) -> Options:
         serve_timeout_s=asked.serve_timeout or SERVE_TIMEOUT_S,
         results=asked.results,
         seed=seed,
-        look=replace(look(asked), shared=shared_prefix(asked, input_tokens, seed)),
+        look=replace(look(asked), shared=shared_prefix(asked, input_tokens, seed), metrics=page(asked)),
         timeouts=timeouts(asked),
         allow=frozenset(asked.allow),
         calibrate=not asked.no_calibrate,
@@ -328,7 +360,7 @@ def options(asked: argparse.Namespace) -> Options:
 
 
 def echo(asked: argparse.Namespace) -> dict[str, Any]:
-    return {name: shown(value) for name, value in sorted(vars(asked).items()) if name != "verb"}
+    return {name: shown(value) for name, value in sorted(vars(asked).items()) if name not in ("verb", "parent")}
 
 
 def fail(sentence: str) -> int:

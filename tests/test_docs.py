@@ -23,6 +23,7 @@ COMMANDS = (
     ("tokenclock probe", ["loadtest", "probe"]),
     ("tokenclock calibrate", ["loadtest", "calibrate"]),
     ("tokenclock report", ["loadtest", "report"]),
+    ("tokenclock compare", ["loadtest", "compare"]),
     ("tokenclock-server serve", ["server", "serve"]),
     ("tokenclock-server export", ["server", "export"]),
     ("tokenclock-server check", ["server", "check"]),
@@ -206,6 +207,17 @@ def test_the_probe_page_names_every_finding_and_field():
     fields = re.search(r"\n\n( {4}schema .*?)\n\n", facts.__doc__ or "", re.S)
     assert fields is not None
     assert textwrap.dedent(fields[1]) in page
+
+
+def test_the_page_on_the_split_names_every_histogram_and_limit():
+    from loadtest.split.averages import ALL, STARTED
+    from loadtest.split.scrape import LONGEST_S
+
+    page = (ROOT / "docs" / "split.md").read_text(encoding="utf-8")
+    labels = [(each.name, ",".join(f'{name}="{value}"' for name, value in each.labels.items())) for each in ALL]
+    names = [f"`{name}{{{of}}}`" if of else f"`{name}`" for name, of in labels]
+    assert len(names) > 8
+    assert [name for name in (*names, f"`{STARTED}`", f"{LONGEST_S:g} s") if name not in page] == []
 
 
 def test_make_help_names_every_target():

@@ -33,6 +33,7 @@ LOOK_S = 600.0  # for workers to look at the endpoint
 USERS_S = 60.0  # for users to be there
 AHEAD_S = 0.1  # of the begin of an open loop it is told so long before
 DRAIN_S = 60.0  # that a worker may need beyond the longest request
+METRICS_S = 30.0  # to read a page of the server's metrics
 CALIBRATE_S = 120.0
 
 
@@ -129,6 +130,8 @@ def _check(crew: Crew, silent: list[Member]) -> None:
 
 
 def _measure(crew: Crew, runner: Any, options: Options, recorder: Recorder, cell: Cell) -> None:
+    first = list(crew.members.values())[:1]  # one is enough to read what the server says of itself
+    crew.ask("before", lambda _: {}, METRICS_S, first)
     try:
         with Progress(options.run_time_s) as progress:
             runner.start(options.users, spawn_rate=options.users)
@@ -148,6 +151,8 @@ def _measure(crew: Crew, runner: Any, options: Options, recorder: Recorder, cell
         _stop(crew, recorder, cell, 0.0)
         raise
     _check(crew, [])
+    crew.ask("after", lambda _: {}, METRICS_S, first)
+    recorder.server_metrics(first[0].answers.get("after", {}).get("read"))
     if options.arrivals:
         _schedule_kept(crew, options, options.arrivals, recorder)
 

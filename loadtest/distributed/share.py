@@ -17,7 +17,7 @@ from loadtest.datasets import DatasetPrompts
 from loadtest.dispatch import ClosedLoop, ids
 from loadtest.distributed.link import Shipper, Tell
 from loadtest.distributed.together import Together
-from loadtest.loads import Options, free_cell, look_free
+from loadtest.loads import PHASES, Options, free_cell, look_free
 from loadtest.machine import boot, clocks
 from loadtest.monitor import Monitor
 from loadtest.open_loop import OpenLoop
@@ -86,6 +86,14 @@ class Share:
             "cell": asdict(self._cell),
             "dataset": self._dataset(),
         }
+
+    def before(self) -> None:
+        """Read the server's own metrics, when no process has sent anything yet that counts."""
+        self._found.metrics.before()
+
+    def after(self) -> dict[str, Any] | None:
+        """What run.json's `server_metrics` holds, when all processes have stopped."""
+        return self._found.metrics.after(self._cell, PHASES)
 
     def _spawned(self, **_: object) -> None:
         """Locust knows how many users there will be, and spawns them next."""

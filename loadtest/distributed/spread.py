@@ -13,7 +13,7 @@ SECRET = ("api_key", "header", "extra_body")  # never sent where they hold a key
 #: What a worker has no say in: the master's business, or each machine's own.
 KEPT = frozenset(
     """verb processes master worker master_host master_port master_bind_host expect_workers parent results serve
-    serve_timeout allow no_calibrate""".split()
+    serve_timeout allow no_calibrate resume goodput goodput_share""".split()
 )
 
 

@@ -99,6 +99,11 @@ class Worker:
             match kind:
                 case "task":
                     self._take(data)
+                case "before" if self._share:
+                    self._share.before()
+                    self._link.answer(kind, {})
+                case "after" if self._share:
+                    self._link.answer(kind, {"read": self._share.after()})
                 case "gather" if self._share and self._share.loop:
                     self._share.loop.gather(self._runner.target_user_count)
                     self._link.answer(kind, {})

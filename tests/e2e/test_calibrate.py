@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import jsonschema
 import pytest
 
 from loadtest.truth.process import truth
-from tests.e2e.conftest import ROOT, tokenclock
+from tests.e2e.conftest import ROOT, Forked, tokenclock
 
 pytestmark = pytest.mark.e2e
 
 QUICK = ("calibrate", "--ttft", "30", "--gap", "5", "--new-tokens", "20", "-t", "2s")
-#: A greenlet that keeps the loop from everything else for 40 of every 50 ms, as a plug-in with a loop of its own might.
+#: A greenlet that keeps the loop from everything else for 40 of every 43 ms, as a plug-in with a loop of its own might:
+#: every tick of the monitor, which come 5 ms apart, meets it.
 STARVED = """
 from loadtest.loads import say  # first: it patches
 import sys, time, gevent
@@ -31,7 +33,7 @@ def busy():
     while True:
         until_s = time.monotonic() + 0.04
         while time.monotonic() < until_s: pass
-        gevent.sleep(0.01)
+        gevent.sleep(0.003)
 gevent.spawn(busy)
 from loadtest.__main__ import main
 main(sys.argv[1:])
@@ -96,12 +98,12 @@ def test_a_server_that_is_made_late_is_not_blamed_on_the_client():
     command = [sys.executable, "-m", "loadtest", *QUICK, "-t", "4s", "-u", "4", "--no-search", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
         server = the_truth_server_of(process.pid)
-        time.sleep(1)
-        for _ in range(8):  # it stands still for 150 of every 300 ms
-            os.kill(server, signal.SIGSTOP)
-            time.sleep(0.15)
-            os.kill(server, signal.SIGCONT)
-            time.sleep(0.15)
+        with suppress(ProcessLookupError):  # it is gone when its client has what it wants
+            while process.poll() is None:  # it stands still for 150 of every 300 ms
+                os.kill(server, signal.SIGSTOP)
+                time.sleep(0.15)
+                os.kill(server, signal.SIGCONT)
+                time.sleep(0.15)
         out, _ = process.communicate(timeout=60)
     (load,) = json.loads(out)["loads"]
     late_s, errors = load["server_late_s"]["p99"], load["errors"]
@@ -143,9 +145,9 @@ def test_a_client_that_is_kept_to_a_core_leaves_the_server_another():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder of a run with its calibration, of a server whose gaps are 5 ms."""
+    """The folder of a run with its calibration, of a server whose gaps are 5 ms and whose events have 500 bytes."""
     results = tmp_path_factory.mktemp("results")
-    with truth(first=0.03, gap=0.005) as server:
+    with truth(first=0.03, gap=0.005, event_bytes=500) as server:
         sizes = ("-u", "3", "-t", "2s", "--new-tokens", "20", "--input-tokens", "9", "--allow", "saturated")
         done = tokenclock("run", "--url", server.url, *sizes, "--results", str(results), calibrate=True)
     assert done.returncode == 0, done.stderr
@@ -162,6 +164,7 @@ def test_a_run_calibrates_itself_at_its_own_load_and_says_so_apart_from_the_inte
     assert load["cells"] == ["3 users 9→20"]
     assert (load["shape"]["concurrency"], load["shape"]["tokens"], load["shape"]["input_tokens"]) == (3, 20, 9)
     assert load["shape"]["gap_s"] == pytest.approx(0.005, rel=0.5)
+    assert load["shape"]["event_bytes"] == pytest.approx(500, rel=0.1), "the last one is a little larger"
     assert load["paired"] >= 10
     report = (folder / "report.md").read_text()
     assert "## The client's own error" in report
@@ -222,13 +225,42 @@ def test_ctrl_c_in_a_runs_calibration_leaves_a_whole_run(tmp_path: Path):
     with truth(first=0.01, gap=0.002) as server:
         sizes = ("-u", "1", "-t", "1s", "--new-tokens", "4", "--input-tokens", "9", "--allow", "saturated")
         command = [sys.executable, "-m", "loadtest", "run", "--url", server.url, *sizes, "--results", str(tmp_path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+        ) as process:
             the_truth_server_of(process.pid)
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that belongs to it
             out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "not calibrated in this run: interrupted" in out
     assert "Traceback" not in err
+    (folder,) = tmp_path.iterdir()
+    assert json.loads((folder / "run.json").read_text())["interrupted"] is False
+
+
+def test_ctrl_c_between_the_last_request_and_the_calibration_is_heard(tmp_path: Path):
+    program = (
+        "from loadtest.run import Recorder\nimport gevent, os, signal, sys\n"
+        "close = Recorder.close\n"
+        "def closed(*said, **more):\n"
+        "    close(*said, **more)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    gevent.sleep(0.1)\n"
+        "Recorder.close = closed\n"
+        "from loadtest.__main__ import main\nmain(sys.argv[1:])"
+    )
+    with truth(first=0.01, gap=0.002) as server:
+        sizes = ("-u", "1", "-t", "1s", "--new-tokens", "4", "--input-tokens", "9", "--allow", "saturated")
+        done = subprocess.run(
+            [sys.executable, "-c", program, "run", "--url", server.url, *sizes, "--results", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=ROOT,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "not calibrated in this run: interrupted" in done.stdout
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "run.json").read_text())["interrupted"] is False
 
@@ -247,8 +279,8 @@ def test_ctrl_c_in_a_runs_calibration_leaves_a_whole_run(tmp_path: Path):
         (["--transport", "boto3"], "invalid choice: 'boto3'"),
     ],
 )
-def test_bad_words_are_one_sentence_and_exit_code_2(arguments: list[str], sentence: str):
-    done = tokenclock("calibrate", *arguments)
+def test_bad_words_are_one_sentence_and_exit_code_2(forked: Forked, arguments: list[str], sentence: str):
+    done = forked("calibrate", *arguments)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

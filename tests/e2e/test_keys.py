@@ -113,7 +113,7 @@ def test_a_refusal_of_the_first_request_shows_no_key(tmp_path: Path):
 
 def test_locust_shows_no_key(tmp_path: Path):
     with repeating() as url:
-        command = [sys.executable, "-m", "locust", "--headless", "-u", "1", "-r", "1", "-t", "3s", "--host", url]
+        command = [sys.executable, "-m", "locust", "--headless", "-u", "1", "-r", "1", "-t", "6s", "--host", url]
         sizes = ["--input-tokens", "8", "--new-tokens", "1", "--results-dir", str(tmp_path / "raw")]
         files = ["--csv", str(tmp_path / "t"), "--html", str(tmp_path / "t.html"), "--json-file", str(tmp_path / "j")]
         type_ = ["--endpoint-type", "openai-chat", "--api-key", KEY, "--loglevel", "DEBUG"]

@@ -83,14 +83,14 @@ REFUSED = [  # (options, what is said)
 def test_a_transport_that_cannot_trust_as_it_is_told_is_one_sentence_and_exit_code_2(
     tmp_path: Path, options: list[str], said: str
 ):
-    done = headless(tmp_path, "-t", "2s", "-u", "1", "--host", "http://127.0.0.1:1", *options)
+    done = headless(tmp_path, "-t", "20s", "-u", "1", "--host", "http://127.0.0.1:1", *options)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_an_option_that_the_protocol_has_no_place_for_is_one_sentence_and_exit_code_2(server: str, tmp_path: Path):
-    done = headless(tmp_path, "-t", "2s", "-u", "1", "--host", server, "--model", "gpt")
+    done = headless(tmp_path, "-t", "20s", "-u", "1", "--host", server, "--model", "gpt")
     assert done.returncode == 2
     assert "TGI's protocol names no model, an endpoint has one: leave --model gpt out" in done.stderr
     assert "Traceback" not in done.stderr
@@ -107,7 +107,7 @@ def test_an_option_that_the_protocol_has_no_place_for_is_one_sentence_and_exit_c
 def test_a_module_that_is_not_installed_is_one_sentence_naming_its_extra(
     tmp_path: Path, module: str, options: list[str], extra: str
 ):
-    command = ["locust", "--headless", "-t", "2s", "-u", "1", "--results-dir", str(tmp_path), *options]
+    command = ["locust", "--headless", "-t", "20s", "-u", "1", "--results-dir", str(tmp_path), *options]
     program = f"import sys; sys.modules[{module!r}] = None; sys.argv = {command!r}; import locust.main as m; m.main()"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
