@@ -34,6 +34,7 @@ PURE = {
     "loadtest/kept.py": {"loadtest.endpoints.base", "loadtest.plan", "loadtest.sample"},
     "loadtest/stats.py": {"loadtest.sample", "loadtest.plan", "loadtest.verdict"},
     "loadtest/trust.py": {"loadtest.stats", "loadtest.sample", "loadtest.plan", "loadtest.verdict"},
+    "loadtest/distributed/shipping.py": set(),
     "loadtest/calibrate/errors.py": {"loadtest.stats", "loadtest.trust", "loadtest.sample"},
     "loadtest/calibrate/shape.py": {"loadtest.stats", "loadtest.arrivals", "loadtest.plan", "loadtest.sample"},
     "loadtest/calibrate/search.py": set(),
