@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gevent
@@ -23,6 +23,7 @@ from loadtest.datasets import Order as DatasetOrder
 from loadtest.dispatch import ClosedLoop, Dispatch, Waves, ids
 from loadtest.interruption import GaveUp
 from loadtest.kept import NOTHING, Kept, Lack
+from loadtest.live.counting import Live
 from loadtest.monitor import Monitor
 from loadtest.open_loop import OpenLoop
 from loadtest.plan import Cell, Config, Plan
@@ -64,6 +65,7 @@ class Options:
     new_tokens: int
     dataset: Dataset | None  # None: prompts are made
     dataset_order: DatasetOrder
+    live: Live = field(default_factory=Live)  # what is known while it runs
 
 
 @contextmanager
@@ -140,7 +142,7 @@ def _measure_cell(
 
     measure("warmup", options.warmup_waves)
     found.metrics.before()
-    monitor = Monitor()
+    monitor = Monitor(options.live.loop_lags_s)
     monitor.start()
     try:
         measure("steady", lack.waves)
@@ -179,7 +181,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
         running = 0
         dispatch = ClosedLoop(cell, found.prompts, ids(recorder.run, 0), lambda: (running, options.users))
         load = _load(found, dispatch, options, recorder)
-        monitor = Monitor()
+        monitor = Monitor(options.live.loop_lags_s)
         found.metrics.before()
         with Progress(options.run_time_s) as progress:
             monitor.start()
@@ -198,7 +200,7 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
     with free_site(options, recorder) as (found, cell):
         dispatch = OpenLoop(cell, found.prompts, ids(recorder.run, 0), arrivals.offsets_ns(), options.run_time_s)
         load = _load(found, dispatch, options, recorder)
-        monitor = Monitor()
+        monitor = Monitor(options.live.loop_lags_s)
         found.metrics.before()
         with Progress(options.run_time_s) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
             dispatch.begin()
@@ -240,8 +242,9 @@ def _load(found: Site, dispatch: Dispatch, options: Options, recorder: Recorder)
 
     run, process = recorder.run, recorder.process
     return Load(
-        found.target, found.connect, found.endpoint, dispatch, run, process, options.timeouts, recorder.add, fail
-    )
+        found.target, found.connect, found.endpoint, dispatch, run, process, options.timeouts, recorder.add, fail,
+        live=options.live,
+    )  # fmt: skip
 
 
 def _why(samples: list[Sample]) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 from loadtest.arguments import Usage
 from loadtest.interruption import Interrupted, interruptible
 from loadtest.kept import NOTHING, Kept
+from loadtest.live.exporter import exported
+from loadtest.live.processes import Alone
 from loadtest.plan import Plan
 from loadtest.record import Recorder
 from loadtest.report import show
@@ -41,12 +43,13 @@ def run(options: Options, echo: dict[str, Any], resume: Path | None = None) -> i
     wanting = plan is None or lacks_waves(options, plan, kept)
 
     def work() -> None:
-        if plan:
-            measure_plan(options, plan, recorder, kept)
-        elif options.arrivals:
-            measure_open(options, options.arrivals, recorder)
-        else:
-            measure_free(options, recorder)
+        with exported(Alone(options.live), options.results, say):
+            if plan:
+                measure_plan(options, plan, recorder, kept)
+            elif options.arrivals:
+                measure_open(options, options.arrivals, recorder)
+            else:
+                measure_free(options, recorder)
 
     if resume is not None:
         _go_on(recorder, wanting)
