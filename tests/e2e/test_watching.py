@@ -7,6 +7,7 @@ held against samples.jsonl, where there is one, and against locust's own rows. H
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 import os
@@ -196,14 +197,17 @@ def test_the_tab_shows_what_all_processes_saw_though_one_is_killed(server: str, 
         until(lambda: httpx.get(f"{running.page}/worker-count").json()["worker_count"] == 2, "where are the workers?")
         running.start(2)
         until(
-            lambda: int(running.table()["complete"]["count"]) > 20,
+            lambda: int(running.table()["requests: complete"]["count"]) > 20,
             lambda: (running.table(), (tmp_path / "r.log").read_text()),
         )
         assert {"tokenclock_users": 2.0} | running.scraped() == running.scraped()
         assert len([key for key in running.scraped() if key.startswith("tokenclock_client_cpu_seconds_total")]) == 2
         before = running.figures()
         os.kill(psutil.Process(running.pid).children()[0].pid, signal.SIGKILL)
-        until(lambda: running.figures()["complete"]["count"] > before["complete"]["count"] + 20, "nobody went on")
+        until(
+            lambda: running.figures()["requests: complete"]["count"] > before["requests: complete"]["count"] + 20,
+            "nobody went on",
+        )
         running.stop()
         time.sleep(3.5)  # the last report of the other one
         own, ours, sums = running.own_rows(), running.figures(), running.scraped()
@@ -221,7 +225,7 @@ def test_the_tab_shows_what_all_processes_saw_though_one_is_killed(server: str, 
              "--virtual-time-budget=8000", "--dump-dom", f"{running.page}/?tab=llm"],
             capture_output=True, text=True, timeout=90, check=True,
         ).stdout  # fmt: skip
-        cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", shown)
+        cells = [html.unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", shown)]
         for what, row in running.table().items():
             at = cells.index(what)
             assert cells[at + 1] == row.get("count", ""), what
