@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent import socket
 from gevent.pool import Pool
 from gevent.pywsgi import LoggingLogAdapter, WSGIServer
 from prometheus_client import generate_latest
@@ -65,17 +66,20 @@ class Exporter:
         self._processes = processes
         self._calibrated: Sequence[Calibrated] = newest(results)
         host, port = environment.get(HOST) or DEFAULT_HOST, environment.get(PORT) or DEFAULT_PORT
-        if not (port.isdecimal() and int(port) < 65536):
-            raise NoMetrics(f"{PORT} is {port!r}, which is no port: set it to 0 to 65535, or to {OFF}; no metrics now")
+        if not (port.isascii() and port.isdecimal() and int(port) < 65536):
+            raise NoMetrics(
+                f"no metrics: {PORT} is {port!r}, which is no port: set it to a number up to 65535, or to {OFF}"
+            )
         quiet: Any = LoggingLogAdapter(logger, logging.DEBUG)  # what scanners send is no news
-        self._server = _Server((host, int(port)), self._answer, log=None, error_log=quiet, spawn=Pool(CONNECTIONS))
         try:
-            self._server.start()
+            listener = _listening(host, int(port))
         except OSError as error:
             raise NoMetrics(
                 f"no metrics: {host}:{port} can't be listened on ({error.strerror or error}); set {PORT} to another "
                 f"port or to {OFF}, or {HOST} to an address of this machine"
             ) from error
+        self._server = _Server(listener, self._answer, log=None, error_log=quiet, spawn=Pool(CONNECTIONS))
+        self._server.start()
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._server.server_port}/metrics"
 
@@ -98,6 +102,19 @@ class Exporter:
         for family in families(Seen(self._processes.states(), self._processes.users(), self._calibrated)):
             breathe()
             yield generate_latest(_One(family))
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Raises: OSError. gevent's own would leave its socket open then."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def breathe() -> None:
