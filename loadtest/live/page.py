@@ -31,7 +31,7 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 COLUMNS = {
     "what": "What",
     "count": "Count",
-    "per_second": f"Per second, last {WINDOW_S:g} s",
+    "per_second": f"Per second, last\N{NO-BREAK SPACE}{WINDOW_S:g}\N{NO-BREAK SPACE}s",
     **{name: name for name in QUANTILES},
     "max": "Max",
 }

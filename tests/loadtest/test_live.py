@@ -137,7 +137,7 @@ def test_the_verdict_on_the_client_is_the_reports():
     for late_ms in (0.1, 1.5, 9):
         samples = [
             replace(each, started_ns=each.scheduled_ns + int(late_ms * 1e6), verdict=Verdict.COMPLETE)
-            for each in drawn(3, 700)
+            for each in drawn(3, 100)
         ]
         samples = [replace(each, events=((each.started_ns + 10_000_000, 1, 1), *each.events[1:])) for each in samples]
         expected = trust.client(samples, None)["verdict"]
