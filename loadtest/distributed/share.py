@@ -17,6 +17,7 @@ from loadtest.datasets import DatasetPrompts
 from loadtest.dispatch import ClosedLoop, ids
 from loadtest.distributed.link import Shipper, Tell
 from loadtest.distributed.together import Together
+from loadtest.live.counting import Live
 from loadtest.loads import PHASES, Options, free_cell, look_free
 from loadtest.machine import boot, clocks
 from loadtest.monitor import Monitor
@@ -58,6 +59,7 @@ class Share:
         together = Together(runner, self._cell.concurrency)
         dispatch = self.loop or ClosedLoop(self._cell, found.prompts, ids(run, number), together)
         self.shipper = Shipper(run, number, results, tell)
+        self.live = Live(number)
         self._load = Load(
             found.target,
             found.connect,
@@ -68,9 +70,10 @@ class Share:
             options.timeouts,
             self.shipper.keep,
             fail,
+            live=self.live,
         )
         inspect.stack()  # locust looks at it to stop: the first time takes 50 ms, and streams may be draining then
-        self._runner, self._monitor, self._calm = runner, Monitor(), ExitStack()
+        self._runner, self._monitor, self._calm = runner, Monitor(self.live.loop_lags_s), ExitStack()
         self._users = locust_runner.user_class(runner.environment, self._load)
         runner.environment.user_classes = [self._users]
         runner.environment.events.test_start.add_listener(self._spawned)
@@ -121,6 +124,7 @@ class Share:
         self._users.books.close()
         self._calm.close()
         seen = self._monitor.stop()
+        self.live.end()
         shipped = self.shipper.finish(patience_s)
         self.stopped = True
         return {**shipped, "end": clocks(), "client": seen, "schedule": schedule, "dataset": self._dataset()}
