@@ -183,7 +183,7 @@ def recorded(asked: Any, users: int, seed: int) -> Recorder:
 running: Test | None = None
 conductor: Conductor | None = None  # of a master
 master: Attached | None = None  # of a worker
-here = Alone()  # what this process sees
+own = Alone()  # what this process sees
 workers: Workers | None = None  # what those of a master see
 
 
@@ -234,19 +234,14 @@ def connect(environment: Environment, **_: object) -> None:
 
 @events.init.add_listener
 def watch(environment: Environment, **_: object) -> None:
+    """Be ready to say what is seen, from before the first test."""
     global workers
     if isinstance(environment.runner, WorkerRunner):
-        report(environment, here)
+        report(environment, own)
         return
     if isinstance(environment.runner, MasterRunner):
         workers = gather(environment)
-    show(environment, workers or here, logger.info)
-
-
-@events.init.add_listener
-def look_at_the_clock(**_: object) -> None:
-    """A loop that has never run yet counts from when it was made: `-t 3s` would end so much sooner as imports took."""
-    gevent.get_hub().loop.update_now()
+    show(environment, workers or own, logger.info)
 
 
 @events.test_start.add_listener
@@ -256,8 +251,9 @@ def begin(environment: Environment, **_: object) -> None:
     """
     StreamUser.load = None
     StreamUser.decided.clear()
-    if conductor is not None and workers is not None:
+    if workers is not None:
         workers.begin()
+    if conductor is not None:
         asked, runner = environment.parsed_options, environment.runner
         assert asked is not None
         assert runner is not None
@@ -283,7 +279,7 @@ def measure(environment: Environment) -> None:
     else:
         StreamUser.numbers = itertools.count()
         StreamUser.load, StreamUser.books = running.load, running.books
-        here.live = running.load.live
+        own.live = running.load.live
     StreamUser.decided.set()
 
 

@@ -60,8 +60,10 @@ def _measure_at(url: str, command: str | None, options: Options, spread: Spread,
 
     crew = Crew(runner, partial(locust_runner.tell, runner), ended)
     crew.begin(recorder)
-    seen = exported(gather(runner.environment), options.results, say)
-    with seen, _workers(spread, runner.server.port, options) as started:
+    with (
+        _workers(spread, runner.server.port, options) as started,
+        exported(gather(runner.environment), options.results, say),
+    ):
         try:
             _gather(crew, runner, spread, started)
             cell = _prepare(crew, options, url, spread, recorder, command)
