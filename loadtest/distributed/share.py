@@ -61,7 +61,6 @@ class Share:
         together = Together(runner, self._cell.concurrency)
         dispatch = self.loop or ClosedLoop(self._cell, found.prompts, ids(run, number), together)
         self.shipper = Shipper(run, number, results, tell)
-        self.live = Live(number)
         self._load = Load(
             found.target,
             found.connect,

@@ -29,8 +29,6 @@ from loadtest.distributed.spread import PATHS
 from loadtest.endpoints.base import EndpointError
 from loadtest.extras import remedy
 from loadtest.interruption import GaveUp, Interrupted, interruptible
-from loadtest.live.processes import Alone
-from loadtest.live.watch import report
 from loadtest.loads import Options, say
 from loadtest.machine import boot, process
 from loadtest.redaction import hide
@@ -150,7 +148,6 @@ class Worker:
             self._link.answer("task", {"who": who, "problem": remedy(error)})
             return
         self._link.shipper = self._share.shipper
-        report(self._runner.environment, Alone(self._share.live))
         self._alone_s = time.monotonic() + options.run_time_s + options.timeouts.total_s + ALONE_S
         self._link.answer("task", {"who": who, "found": self._share.found()})
 
