@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 
 from loadtest.compare import blocks, text
 from loadtest.compare.differences import BETTER, NOISY, SAME, WORSE, Difference, Rules, differences
-from loadtest.compare.gate import Rule, RuleError, hold, nowhere
+from loadtest.compare.gate import Rule, RuleError, hold, not_held, nowhere
 from loadtest.compare.intervals import ALPHA, holm, ratio
 from loadtest.compare.measures import MeasureError, measure
 from loadtest.compare.sides import Run, SidesError, check, differing, doubts, pairs
@@ -331,6 +331,7 @@ def test_a_rule_whose_measure_no_cell_has_is_named():
     found = list(compared(side(34), side(35, name="b"), None, "ttft_p99").values())
     rules = [Rule.parse("ttft_p50 > 5%"), Rule.parse("ttft_p99 > 5%")]
     assert [rule.text for rule in nowhere(rules, found)] == ["ttft_p99 > 5%"]
+    assert [(rule.text, cell) for rule, cell in not_held(rules, found)] == [("ttft_p99 > 5%", "T 256→16")]
 
 
 @pytest.mark.parametrize(
