@@ -328,7 +328,7 @@ def test_a_free_run_against_the_real_server(server: str, tmp_path: Path):
     assert cell["goodput"]["goodput_rps"] == pytest.approx(cell["metrics"]["requests_per_s"]["mean"])
     samples = samples_of(folder)
     assert done.returncode == 0 or "the client was the bottleneck" in done.stderr, done.stderr
-    assert len(samples) > 10
+    assert len(samples) > 3
     assert {(s["verdict"], s["got"]["input_tokens"], s["got"]["new_tokens"]) for s in samples} == {("complete", 40, 30)}
     assert Counter(s["phase"] for s in samples)["warmup"] == 3
     assert {s["user"] for s in samples} == {0, 1, 2}
