@@ -16,10 +16,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,18 @@ class Locust:
         return {row["what"]: {name: float(row[name]) for name in list(row)[1:] if row[name]} for row in rows}
 
     def scraped(self) -> dict[str, float]:
-        """Every line of /metrics, by name and labels."""
-        lines = httpx.get(f"http://{self.metrics}/metrics").text.splitlines()
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"}
+        return scraped(self.metrics)
 
     def own_rows(self) -> dict[str, dict[str, Any]]:
         time.sleep(2.1)  # locust keeps its answer for two seconds
         rows = httpx.get(f"{self.page}/stats/requests").json()["stats"]
         return {row["method"] or row["name"]: row for row in rows}
+
+
+def scraped(address: str) -> dict[str, float]:
+    """Every line of /metrics, by name and labels."""
+    lines = httpx.get(f"http://{address}/metrics").raise_for_status().text.splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"}
 
 
 @contextmanager
@@ -231,3 +236,31 @@ def test_the_tab_shows_what_all_processes_saw_though_one_is_killed(server: str, 
             assert cells[at + 1] == row.get("count", ""), what
             if "p50" in row:
                 assert cells[at + 3 : at + 7] == [row[name] for name in ("p50", "p95", "p99", "max")]
+
+
+def test_a_run_in_two_processes_is_watched_as_one(server: str, tmp_path: Path):
+    port = free_port()
+    command = [sys.executable, "-m", "loadtest", "run", "--url", server, "-u", "2", "-t", "5s", "--processes", "2"]
+    seen: dict[str, float] = {}
+    with subprocess.Popen(
+        [*command, "--input-tokens", "30", "--new-tokens", "20", "--no-calibrate", "--results", tmp_path],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"TOKENCLOCK_METRICS_PORT": str(port)},
+    ) as running:
+        try:
+            while running.poll() is None:
+                with suppress(httpx.TransportError):
+                    seen = scraped(f"127.0.0.1:{port}") or seen
+                time.sleep(0.1)
+        finally:
+            running.kill()
+        _, said = running.communicate()
+    assert f"metrics: http://127.0.0.1:{port}/metrics" in said
+    cpu = [f'tokenclock_client_cpu_seconds_total{{process="{process}"}}' for process in (0, 1)]
+    assert all(seen[name] > 0 for name in cpu)
+    (path,) = tmp_path.glob("*/samples.jsonl")
+    samples = list(read_samples(path))
+    assert 0 < seen['tokenclock_requests_total{verdict="complete"}'] <= len(samples)
