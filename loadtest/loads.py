@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from loadtest.dispatch import ClosedLoop, Dispatch, Waves, ids
 from loadtest.distributed.spread import Spread
 from loadtest.interruption import GaveUp
 from loadtest.kept import NOTHING, Kept, Lack
+from loadtest.live.counting import Live
 from loadtest.monitor import Monitor
 from loadtest.open_loop import OpenLoop
 from loadtest.plan import Cell, Config, Plan
@@ -67,6 +68,7 @@ class Options:
     dataset: Dataset | None  # None: prompts are made
     dataset_order: DatasetOrder
     spread: Spread | None = None  # over several processes; None: this one alone
+    live: Live = field(default_factory=Live)  # what is known while it runs
 
 
 @contextmanager
@@ -150,7 +152,7 @@ def _measure_cell(
 
     measure("warmup", options.warmup_waves)
     found.metrics.before()
-    monitor = Monitor()
+    monitor = Monitor(options.live.loop_lags_s)
     monitor.start()
     try:
         measure("steady", lack.waves)
@@ -197,7 +199,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
         running = 0
         dispatch = ClosedLoop(cell, found.prompts, ids(recorder.run, 0), lambda: (running, options.users))
         load = _load(found, dispatch, options, recorder)
-        monitor = Monitor()
+        monitor = Monitor(options.live.loop_lags_s)
         found.metrics.before()
         with Progress(options.run_time_s) as progress:
             monitor.start()
@@ -216,7 +218,7 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
     with free_site(options, recorder) as (found, cell):
         dispatch = OpenLoop(cell, found.prompts, ids(recorder.run, 0), arrivals.offsets_ns(), options.run_time_s)
         load = _load(found, dispatch, options, recorder)
-        monitor = Monitor()
+        monitor = Monitor(options.live.loop_lags_s)
         found.metrics.before()
         with Progress(options.run_time_s) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
             dispatch.begin()
@@ -263,8 +265,9 @@ def _load(found: Site, dispatch: Dispatch, options: Options, recorder: Recorder)
 
     run, process = recorder.run, recorder.process
     return Load(
-        found.target, found.connect, found.endpoint, dispatch, run, process, options.timeouts, recorder.add, fail
-    )
+        found.target, found.connect, found.endpoint, dispatch, run, process, options.timeouts, recorder.add, fail,
+        live=options.live,
+    )  # fmt: skip
 
 
 def _why(samples: list[Sample]) -> str:

@@ -45,6 +45,9 @@ from loadtest.distributed.attached import Attached
 from loadtest.distributed.conductor import Conductor
 from loadtest.endpoints.base import EndpointError
 from loadtest.extras import needed, remedy, require
+from loadtest.live.counting import Live
+from loadtest.live.processes import Alone, Workers
+from loadtest.live.watch import gather, report, show
 from loadtest.monitor import Monitor
 from loadtest.plan import Cell
 from loadtest.record import Recorder
@@ -135,10 +138,11 @@ class Test:
             )
         dispatch = ClosedLoop(self.cell, self.prompts or found.prompts, ids(run, process), together)
         self.load = Load(
-            found.target, found.connect, found.endpoint, dispatch, run, process, Timeouts(), keep, self.fail
-        )
-        self.books = Books(environment, found.endpoint.route, keep, self.fail)
-        self.monitor = Monitor()
+            found.target, found.connect, found.endpoint, dispatch, run, process, Timeouts(), keep, self.fail,
+            live=Live(process),
+        )  # fmt: skip
+        self.books = Books(environment, found.endpoint.route, keep, self.fail, self.load.live.kept)
+        self.monitor = Monitor(self.load.live.loop_lags_s)
         self.monitor.start()
 
     def fail(self, error: Exception) -> None:
@@ -147,6 +151,7 @@ class Test:
     def close(self) -> None:
         self.books.close()
         seen = self.monitor.stop()
+        self.load.live.end()
         drawn = self.prompts.said() if self.prompts else None
         if self._master is not None:
             said = {"client": seen, "cell": asdict(self.cell), "dataset": drawn}
@@ -178,6 +183,8 @@ def recorded(asked: Any, users: int, seed: int) -> Recorder:
 running: Test | None = None
 conductor: Conductor | None = None  # of a master
 master: Attached | None = None  # of a worker
+own = Alone()  # what this process sees
+workers: Workers | None = None  # what those of a master see
 
 
 @events.init_command_line_parser.add_listener
@@ -225,6 +232,18 @@ def connect(environment: Environment, **_: object) -> None:
             master.end_with_parent()
 
 
+@events.init.add_listener
+def watch(environment: Environment, **_: object) -> None:
+    """Be ready to say what is seen, from before the first test."""
+    global workers
+    if isinstance(environment.runner, WorkerRunner):
+        report(environment, own)
+        return
+    if isinstance(environment.runner, MasterRunner):
+        workers = gather(environment)
+    show(environment, workers or own, logger.info)
+
+
 @events.test_start.add_listener
 def begin(environment: Environment, **_: object) -> None:
     """Look at the endpoint before a user begins; where it can't be measured, say why and end the test. A worker looks
@@ -232,6 +251,8 @@ def begin(environment: Environment, **_: object) -> None:
     """
     StreamUser.load = None
     StreamUser.decided.clear()
+    if workers is not None:
+        workers.begin()
     if conductor is not None:
         asked, runner = environment.parsed_options, environment.runner
         assert asked is not None
@@ -258,6 +279,7 @@ def measure(environment: Environment) -> None:
     else:
         StreamUser.numbers = itertools.count()
         StreamUser.load, StreamUser.books = running.load, running.books
+        own.live = running.load.live
     StreamUser.decided.set()
 
 

@@ -16,6 +16,8 @@ from loadtest.arguments import Usage
 from loadtest.goodput import short_of
 from loadtest.interruption import Interrupted, interruptible
 from loadtest.kept import NOTHING, Kept
+from loadtest.live.exporter import exported
+from loadtest.live.processes import Alone
 from loadtest.plan import Plan
 from loadtest.record import Recorder
 from loadtest.report import show
@@ -43,16 +45,18 @@ def run(options: Options, echo: dict[str, Any], resume: Path | None = None) -> i
     wanting = plan is None or lacks_waves(options, plan, kept)
 
     def work() -> None:
-        if plan:
-            measure_plan(options, plan, recorder, kept)
-        elif options.spread:
+        if options.spread:
             from loadtest.distributed.master import measure_spread
 
             measure_spread(options, options.spread, recorder)
-        elif options.arrivals:
-            measure_open(options, options.arrivals, recorder)
-        else:
-            measure_free(options, recorder)
+            return
+        with exported(Alone(options.live), options.results, say):
+            if plan:
+                measure_plan(options, plan, recorder, kept)
+            elif options.arrivals:
+                measure_open(options, options.arrivals, recorder)
+            else:
+                measure_free(options, recorder)
 
     if resume is not None:
         _go_on(recorder, wanting)

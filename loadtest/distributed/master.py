@@ -21,6 +21,8 @@ from loadtest.distributed.facts import processes, same_endpoint
 from loadtest.distributed.link import AGAIN_S
 from loadtest.distributed.spread import Spread
 from loadtest.interruption import GaveUp, Interrupted
+from loadtest.live.exporter import exported
+from loadtest.live.watch import gather
 from loadtest.loads import Options, say, schedule_kept, serving, until_over
 from loadtest.machine import boot
 from loadtest.plan import Cell
@@ -58,7 +60,10 @@ def _measure_at(url: str, command: str | None, options: Options, spread: Spread,
 
     crew = Crew(runner, partial(locust_runner.tell, runner), ended)
     crew.begin(recorder)
-    with _workers(spread, runner.server.port, options) as started:
+    with (
+        _workers(spread, runner.server.port, options) as started,
+        exported(gather(runner.environment), options.results, say),
+    ):
         try:
             _gather(crew, runner, spread, started)
             cell = _prepare(crew, options, url, spread, recorder, command)

@@ -17,6 +17,9 @@ from loadtest.datasets import DatasetPrompts
 from loadtest.dispatch import ClosedLoop, ids
 from loadtest.distributed.link import Shipper, Tell
 from loadtest.distributed.together import Together
+from loadtest.live.counting import Live
+from loadtest.live.processes import Alone
+from loadtest.live.watch import report
 from loadtest.loads import PHASES, Options, free_cell, look_free
 from loadtest.machine import boot, clocks
 from loadtest.monitor import Monitor
@@ -68,9 +71,11 @@ class Share:
             options.timeouts,
             self.shipper.keep,
             fail,
+            live=Live(number),
         )
+        report(runner.environment, Alone(self._load.live))
         inspect.stack()  # locust looks at it to stop: the first time takes 50 ms, and streams may be draining then
-        self._runner, self._monitor, self._calm = runner, Monitor(), ExitStack()
+        self._runner, self._monitor, self._calm = runner, Monitor(self._load.live.loop_lags_s), ExitStack()
         self._users = locust_runner.user_class(runner.environment, self._load)
         runner.environment.user_classes = [self._users]
         runner.environment.events.test_start.add_listener(self._spawned)
@@ -121,6 +126,7 @@ class Share:
         self._users.books.close()
         self._calm.close()
         seen = self._monitor.stop()
+        self._load.live.end()
         shipped = self.shipper.finish(patience_s)
         self.stopped = True
         return {**shipped, "end": clocks(), "client": seen, "schedule": schedule, "dataset": self._dataset()}
