@@ -21,7 +21,7 @@ SATURATED, SUSPECT, OK = "saturated", "suspect", "ok"  # verdicts on the client
 SUSPECT_OF_LIMIT = 0.5
 ERROR_LIMIT = 0.1  # of the median of what it is an error of
 SUSPECT_CPU = 0.9  # of a core: all that one process of ours can use
-REMEDY = "more --processes, fewer users, a slower rate, or a machine with less else to do"
+REMEDY = "fewer users, a slower rate, more --processes for a free run, or a machine with less else to do"
 BUFFERED_SHARE = 0.5
 
 
