@@ -5,7 +5,7 @@
 
 A draw makes two sides of so many figures, of runs or of one run's blocks, each lognormal around its side's; A's is
 higher by the shift. Counted is how often the whole 95 % interval lies above no change: `worse`. Without a shift it
-should be 2.5 %, as on the other side. Runs are independent. Blocks that follow one another are drawn alike (--alike), as
+should be 2.5 %, as on the other side. Runs are independent. Blocks that follow one another are drawn --alike, as
 where a server is slow for a while. Exit code 1 where a false alarm is more frequent than three standard deviations of
 so many draws allow.
 """

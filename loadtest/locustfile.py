@@ -244,6 +244,12 @@ def watch(environment: Environment, **_: object) -> None:
     show(environment, workers or own, logger.info)
 
 
+@events.init.add_listener
+def look_at_the_clock(**_: object) -> None:
+    """A loop that has never run yet counts from when it was made: `-t 3s` would end so much sooner as imports took."""
+    gevent.get_hub().loop.update_now()
+
+
 @events.test_start.add_listener
 def begin(environment: Environment, **_: object) -> None:
     """Look at the endpoint before a user begins; where it can't be measured, say why and end the test. A worker looks
@@ -299,13 +305,17 @@ def give_up(environment: Environment, sentence: str) -> None:
 
 @events.quitting.add_listener
 def nothing_measured(environment: Environment, **_: object) -> None:
-    """A master whose workers could measure nothing says so by its exit code, as a single process does, and one that
-    lacks samples fails.
+    """Who could measure nothing says so by its exit code, as a master does whose workers couldn't; a master that lacks
+    samples fails. A page that waited for its Start in vain has nothing to say.
     """
-    if conductor is not None and environment.stats.total.num_requests == 0:
+    code, nothing = environment.process_exit_code, environment.stats.total.num_requests == 0
+    if conductor is not None and nothing:
         environment.process_exit_code = 2
-    elif conductor is not None and conductor.lost and environment.process_exit_code is None:
+    elif conductor is not None and conductor.lost and code is None:
         environment.process_exit_code = 1
+    elif conductor is None and master is None and environment.web_ui is None and nothing and code is None:
+        logger.error("no request ended before the test did: give it a longer -t")
+        environment.process_exit_code = 2
 
 
 @events.test_stopping.add_listener
