@@ -26,8 +26,14 @@ class Streams:
     several_tokens: int = 0  # gaps that end in an event of several tokens
     fewer_events: int = 0  # requests whose events carry another number of tokens than the server counted
 
-    def add(self, sample: Sample) -> None:
-        self.gaps.add(stats.gaps_ns(sample))
+    longest_ns: int = -1
+    longest_in: int | None = None  # number of the sample with the longest gap
+
+    def add(self, sample: Sample, number: int) -> None:
+        gaps = stats.gaps_ns(sample)
+        self.gaps.add(gaps)
+        if (longest := max(gaps, default=-1)) > self.longest_ns:
+            self.longest_ns, self.longest_in = longest, number
         self.token_events += len(sample.events)
         self.shared_reads += stats.events_of_shared_reads(sample)
         self.several_tokens += stats.gaps_of_several_tokens(sample)
@@ -50,9 +56,9 @@ def condense(samples: Iterable[Sample]) -> Condensed:
     streams: dict[Cell, Streams] = defaultdict(Streams)
     seen: dict[Any, Any] = {}  # texts and cells are the same in most samples: one of each is kept
 
-    for sample in samples:
+    for number, sample in enumerate(samples):
         if sample.phase == "steady" and sample.complete:
-            streams[sample.cell.in_wave(None)].add(sample)
+            streams[sample.cell.in_wave(None)].add(sample, number)
         same = {name: seen.setdefault(value, value) for name in _ALIKE if (value := getattr(sample, name)) is not None}
         ends.append(replace(sample, events=sample.events[:1] + sample.events[1:][-1:], **same))
     return Condensed(ends, dict(streams))

@@ -101,7 +101,10 @@ def gaps_of_several_tokens(sample: Sample) -> int:
 
 def events_of_shared_reads(sample: Sample) -> int:
     """Token events that came out of a read with others of the same request: of those only the last is exact."""
-    return sum(count for count in Counter(read for _, _, read in sample.events).values() if count > 1)
+    reads = [read for _, _, read in sample.events]
+    if len(set(reads)) == len(reads):
+        return 0
+    return sum(count for count in Counter(reads).values() if count > 1)
 
 
 def lag_s(sample: Sample) -> float | None:
