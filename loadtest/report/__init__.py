@@ -18,6 +18,8 @@ from loadtest.report.reading import Reading, read
 from loadtest.report.side_by_side import merged
 from loadtest.report.text import tables
 
+REPORT = "report.md"
+
 __all__ = ["show", "show_together", "tables", "write", "write_together"]
 
 
@@ -41,8 +43,10 @@ def _write(reading: Reading) -> Path:
     return _documents(reading.summary, {"": reading.run}, [_line("", reading)], figures, title, reading.folder)
 
 
-def write_together(folders: Mapping[str, Path], output: Path) -> Path:
-    """One report of several runs, each recomputed first; returns the path of its report.md.
+def write_together(
+    folders: Mapping[str, Path], output: Path, options: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """One report of several runs in `output`, each recomputed first; returns the runs' summaries by name.
 
     folders: by the runs' names. Raises: SideBySideError (runs of different plans), and as `write`.
     """
@@ -53,7 +57,7 @@ def write_together(folders: Mapping[str, Path], output: Path) -> Path:
     courses: list[Figure] = []
     lanes: list[Figure] = []
     for number, (name, folder) in enumerate(folders.items()):
-        reading = read(folder)  # one after the other: of each no more is kept than is drawn
+        reading = read(folder, options)  # one after the other: of each no more is kept than is drawn
         _write(reading)
         summaries[name], runs[name] = reading.summary, reading.run
         lines.append(_line(name, reading))
@@ -62,7 +66,8 @@ def write_together(folders: Mapping[str, Path], output: Path) -> Path:
         lanes += parts.one_by_one(reading, f"run-{number}", name)
     figures = {page.SPREADS: list(ecdf.figures(spreads)), page.COURSE: courses, page.REQUESTS: lanes}
     output.mkdir(parents=True, exist_ok=True)
-    return _documents(merged(summaries), runs, lines, figures, " beside ".join(folders), output)
+    _documents(merged(summaries), runs, lines, figures, " beside ".join(folders), output)
+    return summaries
 
 
 def _documents(
@@ -77,7 +82,7 @@ def _documents(
     pictures = charts.draw(summary, folder)
     split.draw(summary, folder)
     text = markdown.render(summary, runs, [picture.name for picture in pictures])
-    report = folder / "report.md"
+    report = folder / REPORT
     report.write_text(text, encoding="utf-8")
     (folder / "report.html").write_text(page.render(title, lines, text, folder, figures), encoding="utf-8")
     return report
@@ -105,9 +110,13 @@ def show(folder: Path, options: Mapping[str, Any] | None = None) -> dict[str, An
     return reading.summary
 
 
-def show_together(folders: Mapping[str, Path], output: Path) -> None:
-    """Write the report of several runs and print its path. Raises: as `write_together`."""
-    _say(", ".join(folders), write_together(folders, output))
+def show_together(
+    folders: Mapping[str, Path], output: Path, options: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Write the report of several runs and print its path; returns the runs' summaries. Raises: as `write_together`."""
+    summaries = write_together(folders, output, options)
+    _say("\n\n".join(f"{name}\n{tables(summary)}" for name, summary in summaries.items()), output / REPORT)
+    return list(summaries.values())
 
 
 def _say(begin: str, report: Path) -> None:

@@ -34,6 +34,7 @@ def merged(summaries: Mapping[str, Summary]) -> dict[str, Any]:
         "shared_prefix_tokens": max(summary["shared_prefix_tokens"] for summary in summaries.values()),
         "http2": any(summary["http2"] for summary in summaries.values()),
         "cells": [_cell(name, entry) for name, summary in summaries.items() for entry in summary["cells"]],
+        "goodput": first["goodput"] if all(s["goodput"] == first["goodput"] for s in summaries.values()) else None,
         "cold": [
             {**each, "label": labelled(name, each["label"], each["config"])}
             for name, summary in summaries.items()

@@ -12,9 +12,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 from loadtest.report.headline import DOUBTED, SOUND, UNSOUND, Headline
 from loadtest.report.page.drawing import inline
@@ -52,6 +55,8 @@ def render(
     title: str, lines: Sequence[Line], report: str, pictures: Path, parts: Mapping[str, Sequence[Figure]]
 ) -> str:
     """The page. report: the content of report.md; pictures: where its pictures are; parts: figures by heading."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     begin, found = sections(report, _drawings(report, pictures))
     shown = [_Section(each.title, each.anchor, each.body) for each in found if each.title != IN_SHORT]
     at = next((i for i, each in enumerate(shown) if each.title in BEFORE), len(shown))

@@ -40,7 +40,8 @@ class Course:
 
     def at(self, sample: Sample, instant_ns: int) -> int:
         """The instant on the clock that all processes are put on."""
-        return instant_ns + self._offsets.get(sample.process, 0)
+        offset: int = self._offsets.get(sample.process, 0)
+        return instant_ns + offset
 
     def watch(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         for sample in samples:
@@ -107,6 +108,7 @@ def figure(course: Course, samples: Sequence[Sample], labels: Mapping[Any, str],
                 if (colour := EDGES.get(phase)) or number % 2:
                     axes.axvspan(begin, end, color=colour or BAND, linewidth=0, gid=f"{name}-{len(titles)}")
                     titles[f"{name}-{len(titles)}"] = f"{labels.get(cell, '')} {phase}: {begin:.1f} s to {end:.1f} s"
+            axes.yaxis.get_major_locator().set_params(integer=True)
             axes.grid(axis="y", color=GRID, linewidth=0.6)
             axes.set_axisbelow(True)
         for cell, begin, end in _spans(bands):

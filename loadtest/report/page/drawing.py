@@ -39,6 +39,7 @@ VARIABLES = {
 }
 _SVG = "http://www.w3.org/2000/svg"
 _LINK = "{http://www.w3.org/1999/xlink}href"
+_LONG = re.compile(r"-?\d+\.\d{3,}")  # hundredths of a point, also where one zooms in
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 
 
@@ -84,6 +85,8 @@ def _named(element: ElementTree.Element, name: str, titles: Mapping[str, str], r
         title = ElementTree.Element(f"{{{_SVG}}}title")
         title.text = titles[own]
         element.insert(0, title)
+    if "d" in element.attrib:
+        element.set("d", _LONG.sub(lambda number: f"{float(number[0]):.2f}", " ".join(element.attrib["d"].split())))
     for attribute in ("style", "clip-path"):
         if attribute in element.attrib:
             value = _COLOUR.sub(_variable, element.attrib[attribute])

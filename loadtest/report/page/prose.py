@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from markdown_it import MarkdownIt
-from markdown_it.renderer import RendererHTML
-from markdown_it.token import Token
 from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
 
 RULES = ("emphasis", "escape", "entity", "backticks", "table", "list", "heading", "image")
 
@@ -26,27 +28,43 @@ class Section:
     body: Markup
 
 
-class _Renderer(RendererHTML):
-    def table_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-        return '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>\n'
-
-    def table_close(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-        return "</table></div>\n"
-
-    def th_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-        style = tokens[at].attrGet("style")
-        return f'<th scope="col" style="{escape(style)}">' if style else '<th scope="col">'
-
-    def image(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-        """A drawing that the page has; nothing in the place of one that it hasn't."""
-        return str(env["drawings"].get(str(tokens[at].attrGet("src")), ""))
+def _table_open(_: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+    return '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>\n'
 
 
-_MARKDOWN = MarkdownIt("zero", renderer_cls=_Renderer).enable(list(RULES))
+def _table_close(_: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+    return "</table></div>\n"
+
+
+def _th_open(_: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+    style = tokens[at].attrGet("style")
+    return f'<th scope="col" style="{escape(style)}">' if style else '<th scope="col">'
+
+
+def _image(_: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+    """A drawing that the page has; nothing in the place of one that it hasn't."""
+    return str(env["drawings"].get(str(tokens[at].attrGet("src")), ""))
+
+
+@cache
+def _markdown() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    found = MarkdownIt("zero").enable(list(RULES))
+    for name, rule in {
+        "table_open": _table_open,
+        "table_close": _table_close,
+        "th_open": _th_open,
+        "image": _image,
+    }.items():
+        found.add_render_rule(name, rule)
+    return found
 
 
 def html(text: str, drawings: Mapping[str, Markup] | None = None) -> Markup:
-    return Markup(_MARKDOWN.render(text, {"drawings": drawings or {}}))  # noqa: S704 - the parser escapes, HTML is off
+    found = _markdown().render(text, {"drawings": drawings or {}})
+    found = found.replace("<p><figure", "<figure").replace("</figure></p>", "</figure>")  # no figure is in a paragraph
+    return Markup(found)  # noqa: S704 - the parser escapes, HTML is off
 
 
 def sections(report: str, drawings: Mapping[str, Markup]) -> tuple[Markup, list[Section]]:

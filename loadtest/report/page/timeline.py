@@ -23,8 +23,9 @@ from loadtest.sample import Sample
 
 LANES = 24
 REQUESTS = 72
-TICKS = 4000
-STALL_FROM = 4.0  # a gap of so many medians is a stall
+TICKS = 250  # of a lane
+FEW = 200  # tokens: of longer requests the neighbours are cut
+STALL_FROM = 4.0  # a gap of so many of the usual ones, the median or the mean, is a stall
 QUEUE, PREFILL, WAIT = PALETTE[1], PALETTE[0], GRID
 NAMES = {QUEUE: "queue", PREFILL: "prefill", WAIT: "until the first token", DECODE: "decode"}
 
@@ -60,7 +61,7 @@ def _window(condensed: Condensed, course: Course, cell: Cell, members: Sequence[
     at = users.index((focus.process, focus.user))
     first = max(0, min(at - LANES // 2, len(users) - LANES))
     lanes = users[first : first + LANES]
-    margin = (end - begin) * max(1, min(3, 12 // len(lanes))) + 1
+    margin = int((end - begin) * (3 if focus.got.new_tokens < 2 else 1 if focus.got.new_tokens <= FEW else 0.25)) + 1
     begin, end = begin - margin, end + margin
     shown = [
         (abs(_span(course, sample)[0] - _span(course, focus)[0]), number)
@@ -72,8 +73,8 @@ def _window(condensed: Condensed, course: Course, cell: Cell, members: Sequence[
     return Window(
         tuple(kept),
         tuple(lanes),
-        min(span[0] for span in spans),
-        max(span[1] for span in spans),
+        max(begin, min(span[0] for span in spans)),
+        min(end, max(span[1] for span in spans)),
         len(members),
         streams.longest_ns if streams and number is not None else None,
     )
@@ -91,8 +92,9 @@ def _overlaps(span: tuple[int, int], begin: int, end: int) -> bool:
 def figure(drawn: Window, samples: Sequence[Sample], course: Course, label: str, name: str, folded: bool) -> Figure:
     """samples: whole, those of the window."""
     gaps = [gap for sample in samples for gap in stats.gaps_ns(sample)]
-    stall_ns = STALL_FROM * median(gaps) if gaps else float("inf")
-    every = -(-sum(len(sample.events) for sample in samples) // TICKS) or 1
+    stall_ns = STALL_FROM * max(median(gaps), sum(gaps) / len(gaps)) if gaps else float("inf")
+    ticks_in = sum(drawn.begin_ns <= course.at(s, event[0]) <= drawn.end_ns for s in samples for event in s.events)
+    every = -(-ticks_in // (TICKS * len(drawn.lanes))) or 1
     context, figure_of = canvas()
     titles: dict[str, str] = {}
     colours: set[str] = set()
@@ -116,6 +118,8 @@ def figure(drawn: Window, samples: Sequence[Sample], course: Course, label: str,
                 titles[gid] = _said(sample, NAMES[colour], (end_ns - begin_ns) / 1e9)
                 colours.add(colour)
             for event in sample.events[::every]:
+                if not drawn.begin_ns <= course.at(sample, event[0]) <= drawn.end_ns:
+                    continue
                 _line(ticks, at_s(sample, event[0]), lane, 0.33)
             for (before, _, _), (after, _, _) in zip(sample.events, sample.events[1:], strict=False):
                 if after - before > stall_ns:
@@ -187,7 +191,7 @@ def _caption(drawn: Window, samples: Sequence[Sample], every: int, stall_ns: flo
     if any(sample.events for sample in samples):
         text += " A tick is a token event." if every == 1 else f" A tick is every {every}. token event."
     if any(len(sample.events) > 1 for sample in samples):
-        text += f" A stall is a gap above {STALL_FROM:g} times the median, {quantity(stall_ns / 1e9, 's', 3)}."
+        text += f" A stall is a gap above {STALL_FROM:g} times the usual one, {quantity(stall_ns / 1e9, 's', 3)}."
     if any(colour in (QUEUE, PREFILL) for sample in samples for colour, _, _ in _parts(sample)):
         text += " Queue and prefill are as long as the server tells; where in the wait they lay is not known."
     return text
