@@ -13,6 +13,7 @@ from typing import Any
 from loadtest.report import charts, export, goodput, markdown, page, split
 from loadtest.report.headline import headline
 from loadtest.report.page import ecdf, parts
+from loadtest.report.page.drawing import any_letters
 from loadtest.report.page.figure import Figure
 from loadtest.report.reading import Reading, read
 from loadtest.report.side_by_side import merged
@@ -79,8 +80,9 @@ def _documents(
     folder: Path,
 ) -> Path:
     """The charts, report.md and report.html in `folder`; returns the path of report.md."""
-    pictures = charts.draw(summary, folder)
-    split.draw(summary, folder)
+    with any_letters():
+        pictures = charts.draw(summary, folder)
+        split.draw(summary, folder)
     text = markdown.render(summary, runs, [picture.name for picture in pictures])
     report = folder / REPORT
     report.write_text(text, encoding="utf-8")

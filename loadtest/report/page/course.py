@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.report.charts import PALETTE
+from loadtest.report.escaping import short
 from loadtest.report.numbers import plain
 from loadtest.report.page.drawing import BAND, DRAIN, GRID, RAMP, STALL, WARMUP, canvas, svg
 from loadtest.report.page.figure import Figure
@@ -114,7 +115,7 @@ def figure(course: Course, samples: Sequence[Sample], labels: Mapping[Any, str],
         for cell, begin, end in _spans(bands):
             if end - begin > LABEL_FROM * whole_s and len(labels) > 1:
                 speed.annotate(
-                    labels.get(cell, ""), ((begin + end) / 2, 1), (0, 2), xycoords=("data", "axes fraction"),
+                    short(labels.get(cell, ""), 24), ((begin + end) / 2, 1), (0, 2), xycoords=("data", "axes fraction"),
                     textcoords="offset points", ha="center", va="bottom", fontsize=8,
                 )  # fmt: skip
         speed.stairs(rates, at_s, fill=True, color=PALETTE[0], gid=f"{name}-rate")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -40,6 +41,7 @@ VARIABLES = {
 _SVG = "http://www.w3.org/2000/svg"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _LONG = re.compile(r"-?\d+\.\d{3,}")  # hundredths of a point, also where one zooms in
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # in XML; matplotlib writes what it is given
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 
 
@@ -49,15 +51,25 @@ def canvas() -> tuple[Callable[..., AbstractContextManager[None]], type[Figure]]
     return lambda: rc_context({**STYLE, "text.parse_math": False, "path.simplify": False}), figure
 
 
+@contextmanager
+def any_letters() -> Iterator[None]:
+    """A letter that matplotlib's font hasn't is a box in a PNG, and in an SVG a letter: nothing to warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
+
+
 def svg(figure: Figure, label: str, name: str, titles: Mapping[str, str] | None = None) -> Markup:
     """The figure, inline. name: no other drawing of the page has it. titles: what hovering shows, by gid."""
     out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with any_letters():
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return inline(out.getvalue().decode("utf-8"), label, name, titles or {})
 
 
 def inline(text: str, label: str, name: str, titles: Mapping[str, str]) -> Markup:
     """An SVG file of matplotlib's as an element of a page. label: its alternative text."""
+    text = _FORBIDDEN.sub("", text)
     root = ElementTree.fromstring(text)  # noqa: S314 - of our own making
     referred = set(re.findall(r"#([^)\"\s]+)[)\"]", text))
     for parent in list(root.iter()):

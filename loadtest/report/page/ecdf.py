@@ -15,6 +15,7 @@ from loadtest import stats
 from loadtest.condensed import Condensed
 from loadtest.plan import Cell
 from loadtest.report.charts import PALETTE
+from loadtest.report.escaping import short
 from loadtest.report.numbers import ABSENT, plain, quantity, scale
 from loadtest.report.page.drawing import GRID, canvas, svg
 from loadtest.report.page.figure import Figure
@@ -78,7 +79,7 @@ def figures(found: Sequence[Spread]) -> Iterator[Figure]:
 
 
 def _figure(metric: str, group: str, lines: Sequence[Spread], name: str) -> Figure:
-    title, short, things = TITLES[metric]
+    title, word, things = TITLES[metric]
     factor, unit = scale("s", float(max(line.values[-1] for line in lines)))
     least = min(float(line.values[0]) for line in lines)
     logarithmic = least > 0 and max(float(line.values[-1]) for line in lines) > LOGARITHMIC * least
@@ -89,7 +90,7 @@ def _figure(metric: str, group: str, lines: Sequence[Spread], name: str) -> Figu
         titles: dict[str, str] = {}
         for line, colour, dash in zip(lines, PALETTE, DASHES, strict=False):
             style = {"color": colour, "linestyle": dash, "linewidth": 1.8}
-            (drawn,) = axes.plot(line.values * factor, line.shares, label=line.label, **style)
+            (drawn,) = axes.plot(line.values * factor, line.shares, label=short(line.label), **style)
             if len(line.values) == 1:
                 drawn.set_marker("o")
             gid = f"{name}-{len(titles)}"
@@ -100,7 +101,7 @@ def _figure(metric: str, group: str, lines: Sequence[Spread], name: str) -> Figu
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_ylim(0, 1.02)
         axes.set_yticks((0, 0.25, 0.5, 0.75, 0.9, 1), ("0", "25 %", "50 %", "75 %", "90 %", "100 %"))
-        axes.set_xlabel(f"{short} ({unit}{', logarithmic' if logarithmic else ''})")
+        axes.set_xlabel(f"{word} ({unit}{', logarithmic' if logarithmic else ''})")
         axes.set_ylabel(f"share of {things} at or below")
         axes.grid(color=GRID, linewidth=0.6)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -110,7 +111,7 @@ def _figure(metric: str, group: str, lines: Sequence[Spread], name: str) -> Figu
     caption = f"Share of {things} at or below a value; complete requests of the steady phase."
     if decimated:
         caption += f" Drawn through {POINTS + TAIL} quantiles; the figures are of all."
-    head = (f"{short} of", things, *(f"p{100 * q:g}" for q in QUANTILES))
+    head = (f"{word} of", things, *(f"p{100 * q:g}" for q in QUANTILES))
     return Figure(f"{title}{f', {group}' if group else ''}", drawing, caption, head, tuple(_rows(lines)))
 
 

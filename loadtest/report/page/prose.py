@@ -28,37 +28,27 @@ class Section:
     body: Markup
 
 
-def _table_open(_: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-    return '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>\n'
-
-
-def _table_close(_: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-    return "</table></div>\n"
-
-
-def _th_open(_: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-    style = tokens[at].attrGet("style")
-    return f'<th scope="col" style="{escape(style)}">' if style else '<th scope="col">'
-
-
-def _image(_: Any, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-    """A drawing that the page has; nothing in the place of one that it hasn't."""
-    return str(env["drawings"].get(str(tokens[at].attrGet("src")), ""))
-
-
 @cache
 def _markdown() -> MarkdownIt:
     from markdown_it import MarkdownIt
+    from markdown_it.renderer import RendererHTML
 
-    found = MarkdownIt("zero").enable(list(RULES))
-    for name, rule in {
-        "table_open": _table_open,
-        "table_close": _table_close,
-        "th_open": _th_open,
-        "image": _image,
-    }.items():
-        found.add_render_rule(name, rule)
-    return found
+    class Renderer(RendererHTML):
+        def table_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+            return '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>\n'
+
+        def table_close(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+            return "</table></div>\n"
+
+        def th_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+            style = tokens[at].attrGet("style")
+            return f'<th scope="col" style="{escape(style)}">' if style else '<th scope="col">'
+
+        def image(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+            """A drawing that the page has; nothing in the place of one that it hasn't."""
+            return str(env["drawings"].get(str(tokens[at].attrGet("src")), ""))
+
+    return MarkdownIt("zero", renderer_cls=Renderer).enable(list(RULES))
 
 
 def html(text: str, drawings: Mapping[str, Markup] | None = None) -> Markup:
