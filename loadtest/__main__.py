@@ -131,7 +131,11 @@ def report(asked: argparse.Namespace) -> int:
     check_goodput(asked, share_needs_words=False)
     said = {name: value for name in ("goodput", "goodput_share") if (value := getattr(asked, name)) is not None}
     try:
-        summaries = [show(*folders.values(), said)] if output is None else show_together(folders, output, said)
+        if output is None:
+            (folder,) = folders.values()
+            summaries = [show(folder, said)]
+        else:
+            summaries = show_together(folders, output, said)
     except (ChartsError, GoodputError, SideBySideError) as error:
         return fail(str(error))
     except (OSError, ValueError, KeyError, TypeError) as error:

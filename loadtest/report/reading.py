@@ -34,7 +34,9 @@ class Reading:
 def read(folder: Path, options: Mapping[str, Any] | None = None) -> Reading:
     """options: other ones than the run was made with, of those that only a report depends on (`goodput`).
 
-    Raises: GoodputError, SampleError (a line that is not a sample), OSError, ValueError, KeyError (a run.json that is none)."""
+    Raises: SampleError (a line that is not a sample), GoodputError, OSError, ValueError, KeyError (a run.json that is
+    none).
+    """
     run = json.loads((folder / RUN).read_text(encoding="utf-8"))
     run["options"] |= options or {}
     course = Course(run["processes"])

@@ -22,8 +22,10 @@ import pandas as pd
 import pytest
 
 import loadtest
+from loadtest.arguments import Usage
 from loadtest.plan import Asked, Cell
 from loadtest.report import write, write_together
+from loadtest.report.arguments import named, output_of
 from loadtest.report.export import vllm
 from loadtest.report.side_by_side import SideBySideError
 from loadtest.sample import Got, Sample, write_samples
@@ -317,7 +319,8 @@ def test_several_runs_stand_side_by_side_under_their_names(tmp_path: Path):
         slower = [replace(s, events=tuple((t + shift, n, r) for t, n, r in s.events)) for s in samples]
         write_samples(tmp_path / name / "samples.jsonl", slower)
         (tmp_path / name / "run.json").write_text(json.dumps(run | {"endpoints": endpoints}), encoding="utf-8")
-    report = write_together({"7B": tmp_path / "7b", "13B": tmp_path / "13b"}, tmp_path / "both").read_text("utf-8")
+    write_together({"7B": tmp_path / "7b", "13B": tmp_path / "13b"}, tmp_path / "both")
+    report = (tmp_path / "both" / "report.md").read_text(encoding="utf-8")
     table = Tables(page_of(tmp_path / "both")).tables["Encoding time per input token"]
     assert [name.split(" · ")[0] for name in table[0][1:]] == ["7B-L", "7B-T", "13B-L", "13B-T"]
     assert [text.split(" (")[0] for text in table[1][1:]] == ["133.4 ms", "517.4 ms", "183.4 ms", "567.4 ms"]
@@ -354,3 +357,24 @@ def test_a_report_computed_again_is_the_same_page(free: Path):
     before = page_of(free)
     write(free)
     assert page_of(free) == before
+
+
+@pytest.mark.parametrize(
+    ("folders", "output", "sentence"),
+    [
+        (["nowhere"], None, r"'nowhere' is no folder of a run: say DIR, or NAME=DIR"),
+        (["=a"], None, r"'=a' is no folder of a run"),
+        (["a", "b/a"], None, r"two runs are called 'a': give one of them another name, NAME="),
+        (["a"], "out", r"leave it out"),
+        (["a", "X=b/a"], "a", r"a is the folder of a run, whose own report is there: choose another --output"),
+    ],
+)
+def test_folders_that_cannot_be_named_are_refused(
+    folders: list[str], output: str | None, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "b" / "a").mkdir(parents=True)
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Usage, match=sentence):
+        output_of(named(folders), Path(output) if output else None)
+    assert output_of(named(["a", "X=b/a"]), None) == Path("side-by-side")

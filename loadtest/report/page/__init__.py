@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 from loadtest.report.headline import DOUBTED, SOUND, UNSOUND, Headline
-from loadtest.report.page.drawing import inline
+from loadtest.report.page.drawing import inline, is_wide
 from loadtest.report.page.figure import Figure
 from loadtest.report.page.prose import anchor, sections
 
@@ -104,5 +104,6 @@ def _drawings(report: str, folder: Path) -> dict[str, Markup]:
             svg = inline(
                 picture.read_text(encoding="utf-8"), f"{label}; the table below has its figures", picture.stem, {}
             )
-            found[name] = Markup('<figure><div class="drawing">{}</div></figure>').format(svg)
+            wide = Markup(' class="wide"') if is_wide(svg) else ""
+            found[name] = Markup('<figure{}><div class="drawing">{}</div></figure>').format(wide, svg)
     return found

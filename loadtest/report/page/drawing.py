@@ -38,6 +38,7 @@ VARIABLES = {
     DECODE: "--decode",
     STALL: "--stall",
 }
+WIDE = 500.0  # points
 _SVG = "http://www.w3.org/2000/svg"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _LONG = re.compile(r"-?\d+\.\d{3,}")  # hundredths of a point, also where one zooms in
@@ -86,6 +87,12 @@ def inline(text: str, label: str, name: str, titles: Mapping[str, str]) -> Marku
     found = ElementTree.tostring(root, encoding="unicode")
     found = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", found).replace("ns1:href", "href").replace("xlink:href", "href")
     return Markup(found)  # noqa: S704 - ElementTree escaped every text of it
+
+
+def is_wide(drawing: Markup) -> bool:
+    """Whether it needs the width of the page."""
+    found = re.search(r'viewBox="0 0 ([\d.]+)', drawing)
+    return found is not None and float(found[1]) > WIDE
 
 
 def _named(element: ElementTree.Element, name: str, titles: Mapping[str, str], referred: set[str]) -> None:

@@ -23,6 +23,7 @@ from loadtest.report.page.figure import Figure
 POINTS, TAIL = 400, 60  # of a line, evenly, and towards its end; more can't be told apart
 LINES = len(PALETTE)  # of a drawing
 DASHES: Sequence[Any] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)))
+DECADES = 1e4  # drawn on a logarithmic axis; what is smaller stands at its begin
 LOGARITHMIC = 20.0  # largest / smallest drawn value from which the axis is
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 TITLES = {"ttft_s": ("Time to first token", "TTFT", "requests"), "itl_s": ("Gaps between tokens", "ITL", "gaps")}
@@ -42,14 +43,16 @@ class Spread:
 
 
 def spreads(condensed: Condensed, cells: Mapping[Cell, str], group: str | None = None) -> list[Spread]:
-    """Of complete requests of the steady phase. cells: without their wave, and what each is called, in order."""
+    """Of complete requests of the steady phase. cells: without their wave, and what each is called, in order; group:
+    what their run is called, where there are several.
+    """
     found = []
     ttfts: dict[Cell, list[float]] = {}
     for sample in condensed.samples:
         if sample.phase == "steady" and sample.complete and (ttft := stats.ttft_s(sample)) is not None:
             ttfts.setdefault(sample.cell.in_wave(None), []).append(ttft)
     for cell, label in cells.items():
-        together = group or cell.config or ""
+        together = "-".join(name for name in (group, cell.config) if name)
         if values := ttfts.get(cell):
             found.append(_spread("ttft_s", label, together, len(values), partial(np.quantile, values)))
         if (streams := condensed.streams.get(cell)) and streams.gaps.n:
@@ -80,9 +83,10 @@ def figures(found: Sequence[Spread]) -> Iterator[Figure]:
 
 def _figure(metric: str, group: str, lines: Sequence[Spread], name: str) -> Figure:
     title, word, things = TITLES[metric]
-    factor, unit = scale("s", float(max(line.values[-1] for line in lines)))
-    least = min(float(line.values[0]) for line in lines)
-    logarithmic = least > 0 and max(float(line.values[-1]) for line in lines) > LOGARITHMIC * least
+    most = max(float(line.values[-1]) for line in lines)
+    least = min((float(v) for line in lines for v in line.values if v > most / DECADES), default=most)
+    factor, unit = scale("s", most)
+    logarithmic = most > LOGARITHMIC * least
     context, figure_of = canvas()
     with context():
         figure = figure_of(figsize=(4.8, 3.9), layout="constrained")
@@ -90,7 +94,12 @@ def _figure(metric: str, group: str, lines: Sequence[Spread], name: str) -> Figu
         titles: dict[str, str] = {}
         for line, colour, dash in zip(lines, PALETTE, DASHES, strict=False):
             style = {"color": colour, "linestyle": dash, "linewidth": 1.8}
-            (drawn,) = axes.plot(line.values * factor, line.shares, label=short(line.label), **style)
+            (drawn,) = axes.plot(
+                (np.maximum(line.values, least) if logarithmic else line.values) * factor,
+                line.shares,
+                label=short(line.label),
+                **style,
+            )
             if len(line.values) == 1:
                 drawn.set_marker("o")
             gid = f"{name}-{len(titles)}"
