@@ -95,7 +95,8 @@ def _line(name: str, reading: Reading) -> page.Line:
     urls = dict.fromkeys(endpoint["url"] for endpoint in reading.run["endpoints"])
     served = ", ".join(_models(reading.run))
     machine = reading.run["machine"]
-    where = f"{served + ' at ' if served else ''}{', '.join(urls)}, from {machine['cpu'] or machine['platform']}"
+    own = machine.get("cpu") or machine.get("platform") or "an unknown machine"
+    where = f"{served + ' at ' if served else ''}{', '.join(urls)}, from {own}"
     return page.Line(name, f"{where}, {reading.run['created']}", headline(reading.summary, reading.run))
 
 

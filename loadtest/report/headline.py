@@ -85,8 +85,7 @@ def _against(summary: Summary) -> Iterator[str]:
         yield "the client was saturated: the figures are in part its own"
     if summary["interrupted"]:
         yield "the run was interrupted"
-    for sentence in summary.get("lost", ()):
-        yield str(sentence)
+    yield from summary["lost"]
 
 
 def _reservations(summary: Summary) -> Iterator[str]:

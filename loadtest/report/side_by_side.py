@@ -41,6 +41,7 @@ def merged(summaries: Mapping[str, Summary]) -> dict[str, Any]:
             for each in summary["cold"]
         ],
         "missing": [f"{name}-{label}" for name, summary in summaries.items() for label in summary["missing"]],
+        "lost": [f"{name}: {sentence}" for name, summary in summaries.items() for sentence in summary["lost"]],
         "verdicts": _verdicts([summary["verdicts"] for summary in summaries.values()]),
         "client": _client(summaries),
         "calibration": {

@@ -51,13 +51,17 @@ class Course:
             yield sample
 
     def _add(self, sample: Sample) -> None:
-        instants = np.fromiter((event[0] for event in sample.events), np.int64, len(sample.events))
-        tokens = np.fromiter((event[1] for event in sample.events), np.int64, len(sample.events))
-        instants += self._offsets.get(sample.process, 0)
+        at_ns, tokens, _ = zip(*sample.events, strict=True)
+        instants = np.array(at_ns, dtype=np.int64) + self._offsets.get(sample.process, 0)
+        first, last = int(instants.min()), int(instants.max())
         if self._origin is None:
-            self._origin = int(instants[0])
-        self._make_room(int(instants[0]), int(instants[-1]))
-        np.add.at(self._bins, (instants - self._origin) // self._width, tokens)
+            self._origin = first
+        if first < self._origin or last >= self._origin + self._width * MOST_BINS:
+            self._make_room(first, last)
+        places = (instants - self._origin) // self._width
+        begin = int(places.min())
+        counts = np.bincount(places - begin, weights=tokens).astype(np.int64)
+        self._bins[begin : begin + len(counts)] += counts
 
     def _make_room(self, first_ns: int, last_ns: int) -> None:
         """Bins that reach from before `first_ns`, of a file that isn't in order, to after `last_ns`."""

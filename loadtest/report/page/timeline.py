@@ -134,7 +134,7 @@ def figure(drawn: Window, samples: Sequence[Sample], course: Course, label: str,
         axes.plot(*stalls, color=PAGE, linewidth=12, solid_capstyle="butt")  # nothing came
         axes.plot(*stalls, color=STALL, linewidth=2, solid_capstyle="butt")
         axes.plot(*ends, "x", color=STALL, markersize=7, clip_on=False)
-        axes.set_yticks(range(len(drawn.lanes)), [f"user {user}" for _, user in drawn.lanes], fontsize=8)
+        axes.set_yticks(range(len(drawn.lanes)), [_who(lane, drawn) for lane in drawn.lanes], fontsize=8)
         axes.set_ylim(len(drawn.lanes) - 0.4, -0.6)
         axes.set_xlim(0, (drawn.end_ns - drawn.begin_ns) / 1e9)
         axes.set_xlabel("seconds")
@@ -144,6 +144,12 @@ def figure(drawn: Window, samples: Sequence[Sample], course: Course, label: str,
         drawing = svg(figure, f"{len(samples)} requests of {label} as bars over time, a lane a user", name, titles)
     return Figure(label, drawing, _caption(drawn, samples, every, stall_ns), HEAD, tuple(_rows(drawn, samples, course)),
                   wide=True, folded=folded)  # fmt: skip
+
+
+def _who(lane: tuple[int, int], drawn: Window) -> str:
+    """The user, and of which process, where there are several."""
+    several = len({process for process, _ in drawn.lanes}) > 1
+    return f"{lane[0]} · user {lane[1]}" if several else f"user {lane[1]}"
 
 
 def _line(into: tuple[list[float], list[float]], at: float, lane: float, half: float) -> None:
@@ -211,7 +217,7 @@ def _rows(drawn: Window, samples: Sequence[Sample], course: Course) -> Iterator[
         at_s = (_span(course, sample)[0] - drawn.begin_ns) / 1e9
         longest = max(stats.gaps_ns(sample), default=None)
         yield (
-            str(sample.user),
+            _who((sample.process, sample.user), drawn).removeprefix("user "),
             f"{at_s:.3f} s",
             told(sample, "queue_s"),
             told(sample, "prefill_s"),
