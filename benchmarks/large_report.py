@@ -1,8 +1,8 @@
 """How long a report of many requests takes, and how much memory: `python benchmarks/large_report.py`.
 
 Makes a folder as a run leaves it, of a closed loop whose requests have `--tokens` token events each, and reports it
-in a process of its own. Prints the size of samples.jsonl, seconds of wall and of CPU, and the largest resident memory. The
-page is held to under a minute for 100,000 requests of 128 tokens.
+in a process of its own. Prints the size of samples.jsonl, seconds of wall and of CPU, and the largest resident memory.
+The page is held to under a minute for 100,000 requests of 128 tokens.
 """
 
 from __future__ import annotations
