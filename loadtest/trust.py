@@ -170,11 +170,12 @@ def stand_in_for_p99(values: Sequence[float]) -> tuple[float | None, str]:
 
 def buffering(complete: Iterable[Sample]) -> dict[str, Any]:
     """The share of token events that came out of a read with other token events of the same request."""
-    events = shared = 0
-    for sample in complete:
-        per_read = Counter(read_id for _, _, read_id in sample.events)
-        events += len(sample.events)
-        shared += sum(count for count in per_read.values() if count > 1)
+    counts = [(len(sample.events), stats.events_of_shared_reads(sample)) for sample in complete]
+    return buffered(sum(events for events, _ in counts), sum(shared for _, shared in counts))
+
+
+def buffered(events: int, shared: int) -> dict[str, Any]:
+    """`stream` of a cell in summary.json: shared of so many token events came out of a read with others."""
     share = shared / events if events else None
     return {
         "token_events": events,
