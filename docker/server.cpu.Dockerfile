@@ -39,7 +39,7 @@ ENV PATH=/opt/tokenclock/bin:$PATH \
     HF_HUB_DISABLE_TELEMETRY=1
 LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=false
 EXPOSE 8080
-# Bash's own sockets, since a Python would take 30 times the CPU from what is measured. 503 until the model is loaded.
+# 503 until the model is loaded. By bash's own sockets: 3 ms of CPU, where a Python takes 80 from what is measured.
 HEALTHCHECK --start-period=15m --interval=5s --timeout=5s --retries=3 \
   CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/$TOKENCLOCK_PORT && printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
 USER ${RUN_AS}
