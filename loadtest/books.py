@@ -66,11 +66,16 @@ class Books:
     """
 
     def __init__(
-        self, environment: Any, route: str, keep: Callable[[Sample], None], fail: Callable[[Exception], None]
+        self,
+        environment: Any,
+        route: str,
+        keep: Callable[[Sample], None],
+        fail: Callable[[Exception], None],
+        count: Callable[[Sample], None],
     ) -> None:
-        """environment: a locust.env.Environment. `fail` hears that a sample could not be kept."""
+        """environment: a locust.env.Environment. `fail` hears of a sample that can't be kept, `count` of all others."""
         self._environment = environment
-        self._route, self._keep, self._fail = route, keep, fail
+        self._route, self._keep, self._fail, self._count = route, keep, fail, count
         self._queue: JoinableQueue[Sample] = JoinableQueue()
         self._greenlet = gevent.spawn(self._work)
 
@@ -90,6 +95,8 @@ class Books:
             try:
                 self._breathe()
                 self._keep(sample)
+                self._breathe()
+                self._count(sample)
                 self._breathe()
                 self._show(sample)
             except OSError as error:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gevent
@@ -22,6 +22,7 @@ from loadtest.datasets import Dataset, DatasetPrompts
 from loadtest.datasets import Order as DatasetOrder
 from loadtest.dispatch import ClosedLoop, Dispatch, Waves, ids
 from loadtest.interruption import GaveUp
+from loadtest.live.counting import Live
 from loadtest.monitor import Monitor
 from loadtest.open_loop import OpenLoop
 from loadtest.plan import Cell, Config, Plan
@@ -62,6 +63,7 @@ class Options:
     new_tokens: int
     dataset: Dataset | None  # None: prompts are made
     dataset_order: DatasetOrder
+    live: Live = field(default_factory=Live)  # what is known while it runs
 
 
 @contextmanager
@@ -116,7 +118,7 @@ def measure_plan(options: Options, plan: Plan, recorder: Recorder) -> None:
 def _measure_cell(
     cell: Cell, dispatch: Waves, users: Running, options: Options, recorder: Recorder, progress: Progress
 ) -> None:
-    monitor = Monitor()
+    monitor = Monitor(options.live.loop_lags_s)
     hopeless = 0
     for phase, count in (("warmup", options.warmup_waves), ("steady", options.waves)):
         if phase == "steady":
@@ -162,7 +164,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
         running = 0
         dispatch = ClosedLoop(cell, found.prompts, ids(recorder.run, 0), lambda: (running, options.users))
         load = _load(found, dispatch, options, recorder)
-        monitor = Monitor()
+        monitor = Monitor(options.live.loop_lags_s)
         with Progress(options.run_time_s) as progress:
             monitor.start()
             with spawned(load, options.users, drain_s=options.timeouts.total_s) as users:
@@ -179,7 +181,7 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
     with free_site(options, recorder) as (found, cell):
         dispatch = OpenLoop(cell, found.prompts, ids(recorder.run, 0), arrivals.offsets_ns(), options.run_time_s)
         load = _load(found, dispatch, options, recorder)
-        monitor = Monitor()
+        monitor = Monitor(options.live.loop_lags_s)
         with Progress(options.run_time_s) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
             dispatch.begin()
             monitor.start()
@@ -218,7 +220,16 @@ def _load(found: Site, dispatch: Dispatch, options: Options, recorder: Recorder)
         work.kill(GaveUp(f"the run can't go on: {error}"), block=False)
 
     return Load(
-        found.target, found.connect, found.endpoint, dispatch, recorder.run, 0, options.timeouts, recorder.add, fail
+        found.target,
+        found.connect,
+        found.endpoint,
+        dispatch,
+        recorder.run,
+        0,
+        options.timeouts,
+        recorder.add,
+        fail,
+        live=options.live,
     )
 
 

@@ -40,6 +40,9 @@ from loadtest.datasets import DatasetPrompts
 from loadtest.dispatch import ClosedLoop, ids
 from loadtest.endpoints.base import EndpointError
 from loadtest.extras import needed, remedy, require
+from loadtest.live.counting import Live
+from loadtest.live.processes import Alone, Workers
+from loadtest.live.watch import gather, report, show
 from loadtest.monitor import Monitor
 from loadtest.plan import Cell
 from loadtest.record import Recorder
@@ -120,11 +123,12 @@ class Test:
             self.cell, found.prompts, ids(run, process), lambda: (runner.user_count, runner.target_user_count)
         )
         self.load = Load(
-            found.target, found.connect, found.endpoint, dispatch, run, process, Timeouts(), self.keep, self.fail
-        )
+            found.target, found.connect, found.endpoint, dispatch, run, process, Timeouts(), self.keep, self.fail,
+            live=Live(process),
+        )  # fmt: skip
         self._environment = environment
-        self.books = Books(environment, found.endpoint.route, self.keep, self.fail)
-        self.monitor = Monitor()
+        self.books = Books(environment, found.endpoint.route, self.keep, self.fail, self.load.live.kept)
+        self.monitor = Monitor(self.load.live.loop_lags_s)
         self.monitor.start()
 
     def keep(self, sample: Sample) -> None:
@@ -137,6 +141,7 @@ class Test:
     def close(self) -> None:
         self.books.close()
         seen = self.monitor.stop()
+        self.load.live.end()
         if self.recorder is None:
             return
         self.recorder.client(self.cell, seen)
@@ -149,6 +154,8 @@ class Test:
 
 
 running: Test | None = None
+alone = Alone()  # what this process sees
+workers: Workers | None = None  # what those of a master see
 
 
 @events.init_command_line_parser.add_listener
@@ -181,12 +188,25 @@ class OffTheWebPage:
         self._parser.add_argument(*names, include_in_web_ui=False, **described)
 
 
+@events.init.add_listener
+def watch(environment: Environment, **_: object) -> None:
+    global workers
+    if isinstance(environment.runner, WorkerRunner):
+        report(environment, alone)
+        return
+    if isinstance(environment.runner, MasterRunner):
+        workers = gather(environment)
+    assert environment.parsed_options is not None
+    show(environment, workers or alone, Path(environment.parsed_options.results_dir), logger.info)
+
+
 @events.test_start.add_listener
 def begin(environment: Environment, **_: object) -> None:
     """Look at the endpoint before a user is spawned; where it can't be measured, say why and end the test."""
     global running
     StreamUser.load = None
-    if isinstance(environment.runner, MasterRunner):
+    if workers is not None:
+        workers.begin()
         return
     try:
         running = Test(environment)
@@ -198,6 +218,7 @@ def begin(environment: Environment, **_: object) -> None:
         return
     StreamUser.numbers = itertools.count()
     StreamUser.load, StreamUser.books = running.load, running.books
+    alone.live = running.load.live
 
 
 def give_up(environment: Environment, sentence: str) -> None:

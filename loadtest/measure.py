@@ -6,6 +6,7 @@ only put in their places. See loadtest/transport/gevent_socket.py for the clock 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,6 +54,7 @@ class Tally:
     """What the stream has said so far."""
 
     events: list[Event]
+    began: Callable[[int], None]  # told when the first token came
     tokens: int = 0
     first_text_ns: int | None = None
     finished: bool = False
@@ -75,13 +77,21 @@ def measure(
     timeouts: Timeouts,
     connect_ns: int | None = None,
     clock: Clock = monotonic_ns,
+    first_token: Callable[[int], None] = lambda _: None,
 ) -> Sample:
     """Send one request and keep everything that was seen of it. Nothing that an endpoint does raises here.
 
     connect_ns: what a fresh connection cost between `scheduled` and this call; one that is needed here takes its place.
+    first_token: told at once, and never of a reply that comes whole.
     A greenlet that is killed meanwhile gives a `cancelled` sample; the caller sees GreenletExit at its next switch.
     """
-    seen, tally, parser = Seen(), Tally([]), Parser()
+    seen, parser = Seen(), Parser()
+
+    def began(t_ns: int) -> None:
+        if endpoint.streams and seen.started_ns is not None:
+            first_token(t_ns - seen.started_ns)
+
+    tally = Tally([], began)
     demanded = order.cell.demands(order.asked)
     request = endpoint.request(order.prompt, demanded.new_tokens, order.id, demanded.input_tokens)
     body = bytearray()  # of an error, or of a reply that comes whole
@@ -190,6 +200,8 @@ def other_than_asked(seen: Seen, endpoint: Endpoint) -> str | None:
 def _take(tally: Tally, reading: Reading, t_ns: int, read_id: int) -> None:
     """Enter what an event says. The first error stands; tokens after it are still recorded."""
     if reading.tokens:
+        if not tally.events:
+            tally.began(t_ns)
         tally.events.append((t_ns, reading.tokens, read_id))
         tally.tokens += reading.tokens
     if reading.text and tally.first_text_ns is None:

@@ -21,8 +21,10 @@ PERIOD_S = 0.005
 class Monitor:
     """Runs between `start` and `stop`; `stop` returns what a cell's row of run.json holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, all_lags_s: Counter[float] | None = None) -> None:
+        """all_lags_s: counts every lag, of this monitor and of others."""
         self._lags_s: Counter[float] = Counter()
+        self._all_lags_s = Counter() if all_lags_s is None else all_lags_s
         self._greenlet: gevent.Greenlet | None = None
         self._began = (0.0, 0.0)
 
@@ -49,7 +51,9 @@ class Monitor:
         while True:
             due = time.monotonic() + PERIOD_S
             gevent.sleep(PERIOD_S)
-            self._lags_s[three_digits(max(0.0, time.monotonic() - due))] += 1
+            lag_s = three_digits(max(0.0, time.monotonic() - due))
+            self._lags_s[lag_s] += 1
+            self._all_lags_s[lag_s] += 1
 
 
 def three_digits(value: float) -> float:

@@ -11,6 +11,8 @@ from loadtest.loads import Options, measure_free, measure_open, measure_plan, sa
 from typing import Any
 
 from loadtest.interruption import Interrupted, interruptible
+from loadtest.live.exporter import exported
+from loadtest.live.processes import Alone
 from loadtest.record import Recorder
 from loadtest.report import show
 from loadtest.trust import REMEDY, SATURATED
@@ -50,7 +52,8 @@ def run(options: Options, echo: dict[str, Any]) -> int:
         else:
             measure_free(options, recorder)
 
-    problem = interruptible(work)
+    with exported(Alone(options.live), options.results, say):
+        problem = interruptible(work)
     try:
         recorder.close(interrupted=problem is not None)
     except OSError as error:

@@ -12,7 +12,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from locust.env import Environment
@@ -21,6 +21,7 @@ from locust.exception import StopUser
 from loadtest.books import Books, collected_in_the_books
 from loadtest.dispatch import Dispatch, drained
 from loadtest.endpoints.base import Endpoint
+from loadtest.live.counting import Live
 from loadtest.measure import measure
 from loadtest.monitor import three_digits
 from loadtest.sample import Sample
@@ -44,6 +45,7 @@ class Load:
     keep: Callable[[Sample], None]  # the recorder's `add`
     fail: Callable[[Exception], None]  # told what no request can go on after: prompts used up, a full disk, our own bug
     stopped_ns: int | None = None  # set when the run's time is over
+    live: Live = field(default_factory=Live)  # what is known while it runs
 
 
 class TokenUser(User):
@@ -61,9 +63,11 @@ class TokenUser(User):
         if self.load is not None:
             self.number = next(self.numbers)
             self.connection = self.load.connect(self.load.target)
+            self.load.live.users += 1
 
     def on_stop(self) -> None:
-        if self.connection is not None:
+        if self.load is not None and self.connection is not None:
+            self.load.live.users -= 1
             self.connection.close()
 
     @task
@@ -95,6 +99,7 @@ class TokenUser(User):
             user=self.number,
             timeouts=load.timeouts,
             connect_ns=connect_ns if order.scheduled_ns <= begun_ns else None,
+            first_token=load.live.first_token,
         )
         sample = drained(sample, load.stopped_ns)
         load.dispatch.done(self.number, sample)
@@ -116,7 +121,7 @@ def user_class(environment: Environment, load: Load) -> type[TokenUser]:
         "abstract": False,
         "load": load,
         "numbers": itertools.count(),
-        "books": Books(environment, load.endpoint.route, load.keep, load.fail),
+        "books": Books(environment, load.endpoint.route, load.keep, load.fail, load.live.kept),
     }
     return type("TokenUser", (TokenUser,), fields)
 

@@ -30,15 +30,25 @@ def client_lags_s(samples: Iterable[Sample]) -> list[float]:
     """started − the instant that a request could have been sent: when the schedule wanted it, or when its user came
     free. Less what a fresh connection cost: that is the network's time, not the client's.
     """
-    lags: list[float] = []
-    free_ns: dict[tuple[int, int], int] = {}  # when a user's last request ended
-    for sample in sorted(samples, key=lambda each: each.ended_ns):
+    lag = StartLag()
+    lags = [lag.of(sample) for sample in sorted(samples, key=lambda each: each.ended_ns)]
+    return [late for late in lags if late is not None]
+
+
+class StartLag:
+    """`client_lags_s` of one sample after the other, in the order in which a user's requests end."""
+
+    def __init__(self) -> None:
+        self._free_ns: dict[tuple[int, int], int] = {}  # when a user's last request ended
+
+    def of(self, sample: Sample) -> float | None:
+        """Seconds; None where it was never started."""
         user = (sample.process, sample.user)
-        if sample.started_ns is not None:
-            could_ns = max(sample.scheduled_ns, free_ns.get(user, sample.scheduled_ns))
-            lags.append((sample.started_ns - could_ns - (sample.connect_ns or 0)) / 1e9)
-        free_ns[user] = sample.ended_ns
-    return lags
+        free_ns = self._free_ns.get(user, sample.scheduled_ns)
+        self._free_ns[user] = sample.ended_ns
+        if sample.started_ns is None:
+            return None
+        return (sample.started_ns - max(sample.scheduled_ns, free_ns) - (sample.connect_ns or 0)) / 1e9
 
 
 def client(
@@ -56,7 +66,6 @@ def client(
     """
     ttfts = [ttft for s in steady if s.complete and (ttft := stats.ttft_s(s)) is not None]
     ttft_s = usual_ttft_s if usual_ttft_s is not None else float(np.median(ttfts)) if ttfts else 0.0
-    limit_s = max(LAG_LIMIT_S, LAG_LIMIT_OF_TTFT * ttft_s)
     lags = client_lags_s(steady)
     lag_s, statistic = stand_in_for_p99(lags)
     loop_lag_s, loop_statistic = loop_lag(seen)
@@ -65,30 +74,44 @@ def client(
         (f"{statistic} of the requests' lag (n = {len(lags)})", lag_s),
         (f"{loop_statistic} of the event loop's lag", loop_lag_s),
     )
-
-    def above(share: float, what: str) -> list[str]:
-        return [
-            f"{name} is {late * 1e3:.1f} ms, above {what} of {limit_s * 1e3:.1f} ms"
-            for name, late in judged
-            if late is not None and late > share * limit_s
-        ]
-
-    verdict, reasons = SATURATED, above(1, "the limit")
-    if not reasons:
-        verdict, reasons = SUSPECT, above(SUSPECT_OF_LIMIT, "half the limit")
-        if cpu is not None and cpu > SUSPECT_CPU:
-            reasons.append(f"the process used {100 * cpu:.0f} % of a core")
+    verdict, reasons = verdict_on_client(judged, ttft_s, cpu)
     return {
-        "verdict": verdict if reasons else OK,
-        "saturated": bool(reasons) and verdict == SATURATED,
+        "verdict": verdict,
+        "saturated": verdict == SATURATED,
         "reasons": reasons,
-        "limit_s": limit_s,
+        "limit_s": lag_limit_s(ttft_s),
         "lag_s": lag_s,
         "lag_statistic": statistic,
         "lag_n": len(lags),
         "hub_lag_p99_s": loop_lag_s if loop_statistic == "p99" else None,
         "cpu": cpu,
     }
+
+
+def lag_limit_s(ttft_s: float) -> float:
+    return max(LAG_LIMIT_S, LAG_LIMIT_OF_TTFT * ttft_s)
+
+
+def verdict_on_client(
+    lags_s: Iterable[tuple[str, float | None]], ttft_s: float, cpu: float | None
+) -> tuple[str, list[str]]:
+    """Ok, suspect or saturated as `client` has it, and why. lags_s: by what they are; cpu: share of a core."""
+    limit_s = lag_limit_s(ttft_s)
+    named = [(name, late) for name, late in lags_s if late is not None]
+
+    def above(share: float, what: str) -> list[str]:
+        return [
+            f"{name} is {late * 1e3:.1f} ms, above {what} of {limit_s * 1e3:.1f} ms"
+            for name, late in named
+            if late > share * limit_s
+        ]
+
+    if reasons := above(1, "the limit"):
+        return SATURATED, reasons
+    reasons = above(SUSPECT_OF_LIMIT, "half the limit")
+    if cpu is not None and cpu > SUSPECT_CPU:
+        reasons.append(f"the process used {100 * cpu:.0f} % of a core")
+    return (SUSPECT if reasons else OK), reasons
 
 
 def loop_lag(seen: Mapping[str, Any] | None) -> tuple[float | None, str]:

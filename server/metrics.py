@@ -67,7 +67,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.series: list[Series] = []
         of = self._served
-        causes = [("overloaded",), ("validation",), ("template",), ("generation",), ("dropped",)]
+        causes = [("overloaded",), ("validation",), ("template",), ("generation",), ("dropped",), ("healthcheck",)]
 
         self.texts = of(Counter("tgi_request_count", "Texts that were asked for"))
         self.succeeded = of(Counter("tgi_request_success", "Texts that ended as they should"))

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,8 @@ def metrics_page() -> str:
     from server.series import Histogram, Series
 
     def row(series: Series) -> str:
-        labels = f" {{{', '.join(series.labels)}}}" if series.labels else ""
         note = f"; {NOTES[series.name]}" if series.name in NOTES else ""
-        return f"| `{series.name}` | {series.kind}{labels} | {series.meaning}{note} |"
+        return metrics_row(series.name, series.kind, series.labels, f"{series.meaning}{note}")
 
     declared = Metrics().series
     parts = [METRICS_HEAD]
@@ -81,12 +81,28 @@ def metrics_page() -> str:
     for bounds, names in of_bounds.items():
         told = f"{len(bounds)}: {', '.join(f'{bound:.6g}' for bound in bounds)}" if bounds else MODELS_BOUNDS
         parts.append(textwrap.fill(f"{', '.join(names)} — {told}.", 120, break_long_words=False) + "\n")
-    return "\n".join(parts)
+    return "\n".join(parts + load_generators_metrics())
+
+
+def metrics_row(name: str, kind: str, labels: Sequence[str], meaning: str) -> str:
+    labelled = f" {{{', '.join(labels)}}}" if labels else ""
+    return f"| `{name}` | {kind}{labelled} | {meaning} |"
+
+
+def load_generators_metrics() -> list[str]:
+    from loadtest.live.histogram import BOUNDS_S
+    from loadtest.live.series import SERIES
+
+    rows = [metrics_row(series.name, series.kind, series.labels, series.meaning) for series in SERIES]
+    bounds = textwrap.fill(f"{len(BOUNDS_S)}: {', '.join(f'{bound:g}' for bound in BOUNDS_S)}.", 120)
+    head = "| name | type {labels} | meaning |\n|---|---|---|\n"
+    return [f"{LOAD_GENERATOR}\n{head}" + "\n".join(rows) + f"\n\n{LOAD_GENERATORS_BUCKETS}\n\n{bounds}\n"]
 
 
 METRICS_HEAD = """# Metrics
 
-Written by `make docs` from `server/metrics.py`. `GET /metrics` is Prometheus' text format 0.0.4, of one server process.
+Written by `make docs` from `server/metrics.py` and `loadtest/live/series.py`: first the server's, then
+[the load generator's](#the-load-generators). `GET /metrics` is Prometheus' text format 0.0.4, of one server process.
 
 A *text* is what TGI calls a request: OpenAI's `n`, several prompts and TGI's `best_of` are several texts. Every text is
 counted in `tgi_request_count` when it comes, and once in `tgi_request_success` or `tgi_request_failure` when it ends.
@@ -120,7 +136,24 @@ MODELS_BOUNDS = (
 )
 
 
-def test_the_page_on_metrics_says_what_the_server_declares():
+LOAD_GENERATOR = """## The load generator's
+
+Plain `locust`, a locust master and `tokenclock run` serve them on http://127.0.0.1:9646/metrics while they run.
+`TOKENCLOCK_METRICS_PORT` is another port, or `off`; `TOKENCLOCK_METRICS_HOST=0.0.0.0` lets other machines, and
+containers, ask. A port in use is a sentence in the log and ends no test. A master's are the sums over its workers,
+those that died included; each sends all that it has seen with locust's report every 3 seconds, so that a report that is
+lost or comes twice changes nothing. All begin at 0 again with a test.
+
+Warm-up and ramp are in them, and the durations are those of [what is measured](../README.md#what-is-measured). Tokens
+are counted when their request ends. The verdict on a client process is the report's, over all of the test so far.
+`tokenclock_calibrated_error_seconds` is there as soon as the results folder holds a calibrated run of this machine:
+`metric` is ttft, itl or e2e, the quantile 1 is the largest, `concurrency` that of the load it was calibrated at.
+"""
+LOAD_GENERATORS_BUCKETS = """All its histograms have the same buckets, ten a decade. Locust's tab "LLM" is read from
+256 steps within each of them, so its quantiles are within 0.06 % of those of all durations."""
+
+
+def test_the_page_on_metrics_says_what_both_halves_declare():
     assert METRICS.read_text(encoding="utf-8") == metrics_page(), "run `make docs`"
 
 

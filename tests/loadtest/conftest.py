@@ -68,7 +68,13 @@ class Truth:
         httpx.delete(f"http://127.0.0.1:{self.port}/truth")
 
     def measure(
-        self, new_tokens: int = 8, users: int = 1, each: int = 1, timeouts: Timeouts | None = None, **schedule: Any
+        self,
+        new_tokens: int = 8,
+        users: int = 1,
+        each: int = 1,
+        timeouts: Timeouts | None = None,
+        first_token: Callable[[int], None] = lambda _: None,
+        **schedule: Any,
     ) -> list[Sample]:
         """`users` greenlets send `each` requests, one after the other on a connection of their own."""
         endpoint = Scheduled(schedule={"jitter": 0, **schedule})
@@ -86,6 +92,7 @@ class Truth:
                     process=0,
                     user=number,
                     timeouts=timeouts or Timeouts(10, 10, 10, 30),
+                    first_token=first_token,
                 )
                 for i in range(each)
             ]

@@ -1,0 +1,137 @@
+"""GET /metrics of the load generator, on a port of its own: Prometheus watches both halves of a test.
+
+What a scrape costs is spent where no stream has anything to do, a family at a time. Nothing that goes wrong here ends a
+test: a port in use is a sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent import socket
+from gevent.pool import Pool
+from gevent.pywsgi import LoggingLogAdapter, WSGIServer
+from prometheus_client import generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from loadtest.live.calibrated import Calibrated, newest
+from loadtest.live.processes import Processes
+from loadtest.live.series import Seen, families
+
+logger = logging.getLogger(__name__)
+HOST, PORT, OFF = "TOKENCLOCK_METRICS_HOST", "TOKENCLOCK_METRICS_PORT", "off"
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", "9646"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CONNECTIONS = 8  # at once; more have to wait
+PATIENCE_S = 10.0  # a scraper that hasn't got its answer by then is cut off
+LONGEST_BREATH_S = 0.05  # a family is written then, however busy the streams are
+
+
+class NoMetrics(Exception):
+    """They can't be served; the message says why, and what to do."""
+
+
+@contextmanager
+def exported(processes: Processes, results: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Serve metrics meanwhile, where the environment says; `say` hears where, or why not."""
+    if os.environ.get(PORT) == OFF:
+        yield
+        return
+    try:
+        exporter = Exporter(processes, results)
+    except NoMetrics as error:
+        say(str(error))
+        yield
+        return
+    say(f"metrics: {exporter.url}")
+    try:
+        yield
+    finally:
+        exporter.close()
+
+
+class Exporter:
+    """Serves /metrics from now on, until `close`."""
+
+    def __init__(self, processes: Processes, results: Path, environment: Mapping[str, str] = os.environ) -> None:
+        """results: where a calibrated run is looked for. Raises: NoMetrics."""
+        self._processes = processes
+        self._calibrated: Sequence[Calibrated] = newest(results)
+        host, port = environment.get(HOST) or DEFAULT_HOST, environment.get(PORT) or DEFAULT_PORT
+        if not (port.isascii() and port.isdecimal() and int(port) < 65536):
+            raise NoMetrics(
+                f"no metrics: {PORT} is {port!r}, which is no port: set it to a number up to 65535, or to {OFF}"
+            )
+        quiet: Any = LoggingLogAdapter(logger, logging.DEBUG)  # what scanners send is no news
+        try:
+            listener = _listening(host, int(port))
+        except OSError as error:
+            raise NoMetrics(
+                f"no metrics: {host}:{port} can't be listened on ({error.strerror or error}); set {PORT} to another "
+                f"port or to {OFF}, or {HOST} to an address of this machine"
+            ) from error
+        self._server = _Server(listener, self._answer, log=None, error_log=quiet, spawn=Pool(CONNECTIONS))
+        self._server.start()
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._server.server_port}/metrics"
+
+    def close(self) -> None:
+        self._server.stop(timeout=0)
+
+    def _answer(self, request: Mapping[str, Any], begin: Callable[..., object]) -> Iterable[bytes]:
+        if request["PATH_INFO"] != "/metrics":
+            status, kind, body = HTTPStatus.NOT_FOUND, "text/plain", b"it is /metrics\n"
+        elif request["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            status, kind, body = HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"it is GET /metrics\n"
+        else:
+            status, kind, body = HTTPStatus.OK, CONTENT_TYPE, b"".join(self._written())
+        length = ("Content-Length", str(len(body)))
+        begin(f"{status.value} {status.phrase}", [("Content-Type", kind), length, ("Connection", "close")])
+        return [b"" if request["REQUEST_METHOD"] == "HEAD" else body]
+
+    def _written(self) -> Iterator[bytes]:
+        breathe()
+        for family in families(Seen(self._processes.states(), self._processes.users(), self._calibrated)):
+            breathe()
+            yield generate_latest(_One(family))
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Raises: OSError. gevent's own would leave its socket open then."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def breathe() -> None:
+    """Let every stream that has something to read go first."""
+    with gevent.Timeout(LONGEST_BREATH_S, False):
+        gevent.idle()
+
+
+class _One(Collector):
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return [self._family]
+
+
+class _Server(WSGIServer):  # type: ignore[misc]  # gevent has no types
+    def handle(self, sock: Any, address: Any) -> None:
+        with gevent.Timeout(PATIENCE_S, False):
+            super().handle(sock, address)
