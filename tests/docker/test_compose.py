@@ -1,9 +1,9 @@
-"""What `docker compose up` brings up keeps its promises on a real engine: it serves, is watched, is loaded, dies and comes
-back, grows, and leaves nothing.
+"""What `docker compose up` brings up keeps its promises on a real engine: it serves, is watched, is loaded, dies and
+comes back, grows, and leaves nothing.
 
-Method: the repository's own compose.yaml as a project of its own, on free ports of loopback; everything is asked through
-the published ports or by docker itself. Sums in Prometheus are compared with samples.jsonl exactly. The tests build on
-one another, in this order.
+Method: the repository's own compose.yaml as a project of its own, on free ports of loopback; everything is asked
+through the published ports or by docker itself. Sums in Prometheus are compared with samples.jsonl exactly. The tests
+build on one another, in this order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WITHOUT_GRAFANA = "tests/docker/compose.without-grafana.yaml"
 MACHINES = "docker/compose.machines.yaml"
+TARGET = ("--url", "http://server:8080", "--no-calibrate")
 PORTS = ("SERVER_PORT", "PROMETHEUS_PORT", "LOCUST_PORT")
 
 
@@ -114,7 +114,7 @@ class Project:
 
     def run(self, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
         """`tokenclock run` in a container: its exit code, and the samples it left."""
-        command = self.command("run", "--rm", "-T", "tokenclock", "run", "--url", "http://server:8080", *arguments)
+        command = self.command("run", "--rm", "-T", "--use-aliases", "tokenclock", "run", *TARGET, *arguments)
         done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
         return done.returncode, self.samples(done.stdout + done.stderr)
 
@@ -139,6 +139,11 @@ class Project:
                     events += 1
                     seen(events)
         return events
+
+    def gateway(self) -> str:
+        """The address of the host, as containers have it."""
+        hosts = self("exec", "-T", "prometheus", "cat", "/etc/hosts").decode()
+        return next(line.split()[0] for line in hosts.splitlines() if line.endswith("host.docker.internal"))
 
     def ready(self) -> bool:
         try:
@@ -193,24 +198,27 @@ def test_tokens_stream_through_the_published_port(project: Project):
 
 
 def test_a_plan_run_in_a_container_left_samples_of_all_that_the_server_counted(project: Project):
-    """The counts of both halves, which share no code: the load tester's in samples.jsonl, the server's in Prometheus."""
+    """The counts of both halves, which share no code: the load tester's in its samples, the server's in Prometheus."""
     project.wait_for("tokenclock_output_tokens_total", 20)
     input_before = project.ask("tokenclock_input_tokens_total")
-    code, samples = project.run("--plan", "published", "--config", "L", "--waves", "1", "--no-calibrate")
+    code, samples = project.run("--plan", "published", "--config", "L", "--waves", "1")
     assert Counter(sample["verdict"] for sample in samples) == {"complete": 12}
     assert code in (0, 1)  # 1: on a busy machine the client says that it was too slow
-    input_tokens, new_tokens = (sum(sample["got"][name] for sample in samples) for name in ("input_tokens", "new_tokens"))
+    input_tokens, new_tokens = (
+        sum(sample["got"][name] for sample in samples) for name in ("input_tokens", "new_tokens")
+    )
     assert new_tokens == 2 * (1 + 1 + 1 + 256 + 512 + 768)  # a wave to warm up, and one
     project.wait_for("tokenclock_output_tokens_total", 20 + new_tokens)
     assert project.ask("tokenclock_input_tokens_total") == input_before + input_tokens
     assert project.ask("sum(tgi_request_success)") == 1 + len(samples)
+    # The container is gone with its series; what was scraped last is all of them, or a little less.
+    scraped = project.ask('max_over_time(tokenclock_tokens_total{kind="output",instance="tokenclock:9646"}[10m])')
+    assert 0 < scraped <= new_tokens
 
 
 def test_prometheus_sees_a_locust_on_the_host_and_both_halves_count_the_same(project: Project, tmp_path: Path):
     before = project.ask("tokenclock_output_tokens_total")
-    hosts = project("exec", "-T", "prometheus", "cat", "/etc/hosts").decode()
-    gateway = next(line.split()[0] for line in hosts.splitlines() if line.endswith("host.docker.internal"))
-    with locust_on_the_host(project, gateway, tmp_path):
+    with locust_on_the_host(project, project.gateway(), tmp_path):
         until(lambda: [*tmp_path.glob("*/report.md")], "the test never ended")
         [file] = tmp_path.glob("*/samples.jsonl")
         samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -232,7 +240,16 @@ def locust_on_the_host(project: Project, address: str, results: Path) -> Iterato
     """Plain `locust` with its page, whose test begins at once and is over after some seconds; then it waits."""
     options = ["--autostart", "--run-time", "4", "--users", "2", "--web-port", "0", "--new-tokens", "20"]
     running = subprocess.Popen(
-        [sys.executable, "-m", "locust", *options, "--host", str(project.server.base_url), "--results-dir", str(results)],
+        [
+            sys.executable,
+            "-m",
+            "locust",
+            *options,
+            "--host",
+            str(project.server.base_url),
+            "--results-dir",
+            str(results),
+        ],
         cwd=ROOT,
         env=project.environment | {"TOKENCLOCK_METRICS_HOST": address},
         stdout=subprocess.DEVNULL,
@@ -245,29 +262,32 @@ def locust_on_the_host(project: Project, address: str, results: Path) -> Iterato
         running.wait(30)
 
 
-def test_a_server_killed_mid_stream_is_told_by_verdict_and_alert_and_comes_back(project: Project):
-    command = project.command("run", "--rm", "-T", "--name", f"{project.name}-run", "tokenclock", "run")
-    command += ["--url", "http://server:8080", "-u", "2", "-t", "5m", "--new-tokens", "400", "--no-calibrate"]
+def test_a_server_killed_mid_stream_is_told_by_verdict_and_alert_until_it_is_back(project: Project):
+    loading = f"{project.name}-loading"
+    command = project.command("run", "--rm", "-T", "--name", loading, "tokenclock", "run", *TARGET)
     running = subprocess.Popen(
-        command, cwd=ROOT, env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "-u", "2", "-t", "5m", "--new-tokens", "400"],
+        cwd=ROOT,
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     until(lambda: "\ntokenclock_slots_in_use 2.0\n" in project.server.get("/metrics").text, "nobody streams")
-    # All processes of the container but the first, which ends with them.
-    subprocess.run(project.command("exec", "-T", "server", "bash", "-c", "kill -9 -1"), cwd=ROOT, env=project.environment)
-    until(lambda: project.ask('up{job="server"} == bool 0') == 1, "Prometheus did not notice")
-    until(project.ready, "it did not come back")
+    project("kill", "--signal", "KILL", "server")
+    project.wait_for('ALERTS{alertname="ServerDown",alertstate="firing"}', 1)
+    project("up", "--detach", "--wait", "server")
     until(lambda: "\ntgi_request_success 0" not in project.server.get("/metrics").text, "nobody came back")
-    subprocess.run(["docker", "kill", "--signal", "TERM", f"{project.name}-run"], check=True, capture_output=True)
+    project.wait_for('ALERTS{alertname="ServerDown"}', 0)
+    subprocess.run(["docker", "kill", "--signal", "TERM", loading], check=True, capture_output=True)
     said, _ = running.communicate(timeout=100)
-    verdicts = Counter(sample["verdict"] for sample in project.samples(said))
     assert running.returncode == 130, said
+    verdicts = Counter(sample["verdict"] for sample in project.samples(said))
     assert verdicts["truncated"] + verdicts["connection"] >= 2, verdicts
     assert verdicts["complete"] >= 1, verdicts
-    assert project.inspected("server")["RestartCount"] == 1
-    assert project.streamed(5) == 5
 
 
-def test_a_server_told_to_stop_finishes_its_stream_and_starts_again(project: Project):
+def test_a_server_told_to_stop_finishes_its_stream_and_one_that_dies_is_restarted(project: Project):
     stopping: list[subprocess.Popen[bytes]] = []
 
     def stop(event: int) -> None:
@@ -279,7 +299,14 @@ def test_a_server_told_to_stop_finishes_its_stream_and_starts_again(project: Pro
     assert stopping[0].wait(60) == 0
     state = project.inspected("server")["State"]
     assert (state["Status"], state["ExitCode"], state["OOMKilled"]) == ("exited", 0, False)
-    project("up", "--detach", "--wait")
+    project("up", "--detach", "--wait", "server")
+    assert project.streamed(5) == 5
+
+    # All of the container's processes but the first, which ends with them, and this one's own.
+    command = project.command("exec", "-T", "server", "bash", "-c", "kill -9 -1")
+    subprocess.run(command, cwd=ROOT, env=project.environment, capture_output=True, check=False)
+    until(lambda: project.inspected("server")["RestartCount"] == 1, "it was not restarted")
+    until(project.ready, "it did not come back")
     assert project.streamed(5) == 5
 
 
@@ -295,11 +322,12 @@ def test_workers_come_and_go_and_one_on_another_machine_joins(project: Project):
     project("--profile", "load", "up", "--detach", "--wait", "--scale", "locust-worker=1")
     until(lambda: workers() == 1, "one worker did not go")
 
-    hosts = project("exec", "-T", "prometheus", "cat", "/etc/hosts").decode()
-    here = next(line.split()[0] for line in hosts.splitlines() if line.endswith("host.docker.internal"))
+    here = project.gateway()
     listening = {"LISTEN": here}
-    project("up", "--detach", "--wait", "--no-deps", "locust-master", files=(MACHINES,), environment=listening)
+    renewed = ("locust-master", "prometheus")
+    project("up", "--detach", "--wait", "--no-deps", *renewed, files=(MACHINES,), environment=listening)
     until(lambda: workers() == 1, "the worker did not find the new master")
+    project.wait_for('up{instance="locust-master:9646"}', 1)  # by the address that others have of it
     there = f"{project.name}-there"
     joining = listening | {"MASTER_HOST": here}
     try:
