@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -39,6 +39,7 @@ try:
         wanted,
     )
     from loadtest.calibrate.arguments import add_calibrate, calibrate
+    from loadtest.split.arguments import add_metrics, page
 except ModuleNotFoundError as error:  # pip brought no extra at all: there aren't even options to read
     print(f"tokenclock: {remedy(error)}", file=sys.stderr)
     sys.exit(2)
@@ -55,13 +56,17 @@ LOOK_S = 30.0  # a probe waits so long for what it shows nothing of
 def main(arguments: Sequence[str] | None = None) -> None:
     guard_logs()
     try:
-        sys.exit(dispatch(parser().parse_args(arguments)))
+        sys.exit(dispatch(parser().parse_args(arguments), arguments))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def dispatch(asked: argparse.Namespace) -> int:
+def dispatch(asked: argparse.Namespace, words: Sequence[str] | None) -> int:
     try:
+        if asked.verb == "run" and asked.resume is not None:
+            from loadtest.resume import asked_again
+
+            asked = asked_again(asked.resume, lambda begun: parser(begun).parse_args(words))
         return {"run": run, "probe": probe, "calibrate": calibrate, "report": report}[asked.verb](asked)
     except Usage as error:
         return fail(str(error))
@@ -74,7 +79,7 @@ def run(asked: argparse.Namespace) -> int:
     require("matplotlib")  # said before the measurement, not after it
     from loadtest import run as verb
 
-    return verb.run(chosen, echo(asked))
+    return verb.run(chosen, echo(asked), asked.resume)
 
 
 def probe(asked: argparse.Namespace) -> int:
@@ -121,7 +126,8 @@ class Parser(argparse.ArgumentParser):
         super().error(spoken(message))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(begun: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+    """begun: the options of a run that goes on, which are then the defaults."""
     top = Parser(prog="tokenclock", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     verb = verbs.add_parser(
@@ -194,9 +200,17 @@ def parser() -> argparse.ArgumentParser:
         choices=[*(v.value for v in Verdict if v is not Verdict.COMPLETE), "saturated"],
         help="a verdict that doesn't fail the run, or saturated, the client's; may be repeated",
     )
+    add_metrics(both)
     both.add_argument(
         "--no-calibrate", action="store_true", help="don't measure the client's own error afterwards (some seconds)"
     )
+    both.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with a plan that was interrupted, in its folder and with its options: the waves it lacks",
+    )
+    verb.set_defaults(**begun or {})
     _add_probe(verbs)
     add_calibrate(verbs)
     again = verbs.add_parser(
@@ -301,7 +315,7 @@ def options(asked: argparse.Namespace) -> Options:
         serve_timeout_s=asked.serve_timeout or SERVE_TIMEOUT_S,
         results=asked.results,
         seed=seed,
-        look=replace(look(asked), shared=shared_prefix(asked, input_tokens, seed)),
+        look=replace(look(asked), shared=shared_prefix(asked, input_tokens, seed), metrics=page(asked)),
         timeouts=timeouts(asked),
         allow=frozenset(asked.allow),
         calibrate=not asked.no_calibrate,

@@ -76,12 +76,13 @@ class Waves:
         while not self._waiting.empty():
             self._waiting.get().set(None)
 
-    def run(self, cell: Cell, phase: str, waves: int) -> Iterator[list[Sample]]:
+    def run(self, cell: Cell, phase: str, waves: int, first: int = 0) -> Iterator[list[Sample]]:
         """Release `waves` waves of a cell, one after the other; yields the samples of each when its last one is there.
+        Their numbers begin with `first`.
 
         Blocks until as many users wait as the cell has requests in flight.
         """
-        for wave in range(waves):
+        for wave in range(first, first + waves):
             users = [self._waiting.get() for _ in range(cell.concurrency)]
             drawn = [self._prompts.drawn_for(cell) for _ in users]
             request_ids = [next(self._next_id) for _ in users]

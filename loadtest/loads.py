@@ -22,6 +22,7 @@ from loadtest.datasets import Dataset, DatasetPrompts
 from loadtest.datasets import Order as DatasetOrder
 from loadtest.dispatch import ClosedLoop, Dispatch, Waves, ids
 from loadtest.interruption import GaveUp
+from loadtest.kept import NOTHING, Kept, Lack
 from loadtest.live.counting import Live
 from loadtest.monitor import Monitor
 from loadtest.open_loop import OpenLoop
@@ -29,7 +30,7 @@ from loadtest.plan import Cell, Config, Plan
 from loadtest.progress import STARTING, Progress, effort
 from loadtest.prompts import PromptError
 from loadtest.record import Recorder
-from loadtest.redaction import hide
+from loadtest.redaction import hidden, hide
 from loadtest.sample import Sample
 from loadtest.served import served
 from loadtest.site import Look, Site
@@ -37,6 +38,7 @@ from loadtest.transport.base import Timeouts
 
 HOPELESS_WAVES = 3  # in a row without one complete request: the endpoint is gone
 POLL_S = 0.1
+PHASES = ("warmup", "ramp", "steady", "drain")  # of a free run's requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,70 +70,85 @@ class Options:
 
 @contextmanager
 def site(
-    options: Options, config: Config | None, recorder: Recorder, look: Callable[[str, str], Site]
+    options: Options, config: Config | None, recorder: Recorder, look: Callable[[str, str], Site], kept: Kept = NOTHING
 ) -> Iterator[Site]:
     """The endpoint to measure for a configuration: a server of our own, or the one at --url.
 
-    look: at a URL, with a seed for the prompts.
+    look: at a URL, with a seed for the prompts: a process of its own for each that goes on with a run, since a prompt
+    that was sent before may be in a cache. kept: what such a run has.
+
+    Raises: EndpointError where it can't be measured, or is another than the one that the run was begun with.
     """
+    again = f"-{recorder.process}" if recorder.process else ""
     with ExitStack() as stack:
         url, command = options.url, None
         if options.serve is not None:
             slots = config.slots if config else options.users
             name = config.name if config else "run"
             say(f"serving {name}: {slots} slot{'s' if slots != 1 else ''}")
-            log = recorder.folder / f"server-{name}.log"
+            log = recorder.folder / f"server-{name}{again}.log"
             url, command = stack.enter_context(served(options.serve, slots, log, options.serve_timeout_s))
         assert url is not None, "the command line makes sure of --url or --serve"
-        found = look(url, f"{options.seed}-{config.name if config else 'free'}")
+        found = look(url, f"{options.seed}-{config.name if config else 'free'}{again}")
         for note in found.notes:
             say(note)
-        recorder.endpoint(
-            config.name if config else None, url, found.endpoint.protocol, found.description.info, command
-        )
+        of, about = config.name if config else None, found.description
+        kept.check(of, url, found.endpoint.protocol, hidden(about.info), about.slots)
+        recorder.endpoint(of, url, found.endpoint.protocol, about.info, command)
         yield found
 
 
-def measure_plan(options: Options, plan: Plan, recorder: Recorder) -> None:
-    """Every configuration, every cell: warm-up waves, then the waves that count."""
-    waves = options.warmup_waves + options.waves
-    cells = {config.name: list(plan.cells(config, None)) for config in options.configs}
-    total = sum(STARTING + waves * sum(map(effort, group)) for group in cells.values())
+def measure_plan(options: Options, plan: Plan, recorder: Recorder, kept: Kept = NOTHING) -> None:
+    """Every configuration, every cell: warm-up waves, then the waves that count. kept: what a run that goes on has."""
+    lacking = {config: kept.lacking(plan.cells(config, None), options.waves) for config in options.configs}
+    total = sum(
+        STARTING + sum((options.warmup_waves + waves) * effort(cell) for cell, waves, _ in lacks)
+        for lacks in lacking.values()
+        if lacks
+    )
     lengths = [input_tokens for input_tokens, _ in plan.encoding + plan.generation]
 
     def look(url: str, seed: str) -> Site:
         return options.look.at(url, seed, lengths, plan.max_total_tokens)
 
-    next_id = ids(recorder.run, 0)
+    next_id = ids(recorder.run, recorder.process)
     with Progress(total) as progress:
-        for config in options.configs:
+        for config in (each for each in options.configs if lacking[each]):
             progress.now(f"{config.name}: starting")
-            with site(options, config, recorder, look) as found:
+            with site(options, config, recorder, look, kept) as found:
                 progress.advance(STARTING)
                 dispatch = Waves(found.prompts, next_id)
                 load = _load(found, dispatch, options, recorder)
                 with spawned(load, config.concurrency) as users:
-                    for cell in plan.cells(config, found.description.slots):
-                        _measure_cell(cell, dispatch, users, options, recorder, progress)
+                    for lack in kept.lacking(plan.cells(config, found.description.slots), options.waves):
+                        _measure_cell(lack, found, dispatch, users, options, recorder, progress)
 
 
 def _measure_cell(
-    cell: Cell, dispatch: Waves, users: Running, options: Options, recorder: Recorder, progress: Progress
+    lack: Lack, found: Site, dispatch: Waves, users: Running, options: Options, recorder: Recorder, progress: Progress
 ) -> None:
-    monitor = Monitor(options.live.loop_lags_s)
-    hopeless = 0
-    for phase, count in (("warmup", options.warmup_waves), ("steady", options.waves)):
-        if phase == "steady":
-            monitor.start()
+    cell, hopeless = lack.cell, 0
+
+    def measure(phase: str, count: int) -> None:
+        nonlocal hopeless
         progress.now(f"{cell.label} {phase} 1/{count}")
-        for wave, samples in enumerate(dispatch.run(cell, phase, count), 1):
+        for wave, samples in enumerate(dispatch.run(cell, phase, count, lack.first), 1):
             progress.advance(effort(cell))
             progress.now(f"{cell.label} {phase} {min(wave + 1, count)}/{count}")
             users.books.settle()
             hopeless = 0 if any(sample.complete for sample in samples) else hopeless + 1
             if hopeless == HOPELESS_WAVES:
                 raise GaveUp(f"{HOPELESS_WAVES} waves in a row without a complete request; the last: {_why(samples)}")
-    recorder.client(cell, monitor.stop())
+
+    measure("warmup", options.warmup_waves)
+    found.metrics.before()
+    monitor = Monitor(options.live.loop_lags_s)
+    monitor.start()
+    try:
+        measure("steady", lack.waves)
+    finally:
+        recorder.client(cell, monitor.stop())
+    recorder.server_metrics(found.metrics.after(cell, ["steady"]))
 
 
 @contextmanager
@@ -165,6 +182,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
         dispatch = ClosedLoop(cell, found.prompts, ids(recorder.run, 0), lambda: (running, options.users))
         load = _load(found, dispatch, options, recorder)
         monitor = Monitor(options.live.loop_lags_s)
+        found.metrics.before()
         with Progress(options.run_time_s) as progress:
             monitor.start()
             with spawned(load, options.users, drain_s=options.timeouts.total_s) as users:
@@ -174,6 +192,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
                     progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
                 progress.now(f"{cell.label}: the time is over, what runs may finish")
             recorder.client(cell, monitor.stop())
+            recorder.server_metrics(found.metrics.after(cell, PHASES))
 
 
 def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> None:
@@ -182,6 +201,7 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
         dispatch = OpenLoop(cell, found.prompts, ids(recorder.run, 0), arrivals.offsets_ns(), options.run_time_s)
         load = _load(found, dispatch, options, recorder)
         monitor = Monitor(options.live.loop_lags_s)
+        found.metrics.before()
         with Progress(options.run_time_s) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
             dispatch.begin()
             monitor.start()
@@ -191,6 +211,7 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
             progress.now(f"{cell.label}: the time is over, what was due is still sent")
             unsent = 0 if dispatch.join(options.timeouts.total_s) else dispatch.waiting_late
         recorder.client(cell, monitor.stop())
+        recorder.server_metrics(found.metrics.after(cell, PHASES))
         recorder.open_loop(arrivals, options.run_time_s, options.users, dispatch.taken, dispatch.late, unsent)
         if not dispatch.taken:
             raise GaveUp(f"no request was due in {options.run_time_s:g} s: raise --rate or -t")
@@ -219,18 +240,11 @@ def _load(found: Site, dispatch: Dispatch, options: Options, recorder: Recorder)
             logging.getLogger(__name__).error("a user failed", exc_info=error)
         work.kill(GaveUp(f"the run can't go on: {error}"), block=False)
 
+    run, process = recorder.run, recorder.process
     return Load(
-        found.target,
-        found.connect,
-        found.endpoint,
-        dispatch,
-        recorder.run,
-        0,
-        options.timeouts,
-        recorder.add,
-        fail,
+        found.target, found.connect, found.endpoint, dispatch, run, process, options.timeouts, recorder.add, fail,
         live=options.live,
-    )
+    )  # fmt: skip
 
 
 def _why(samples: list[Sample]) -> str:

@@ -196,8 +196,7 @@ def watch(environment: Environment, **_: object) -> None:
         return
     if isinstance(environment.runner, MasterRunner):
         workers = gather(environment)
-    assert environment.parsed_options is not None
-    show(environment, workers or alone, Path(environment.parsed_options.results_dir), logger.info)
+    show(environment, workers or alone, logger.info)
 
 
 @events.test_start.add_listener

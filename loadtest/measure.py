@@ -98,10 +98,12 @@ def measure(
     broken = timed_out = None
     cancelled = False
     last_ns: int | None = None
+    body_bytes = 0
     try:
         as_asked: bool | None = None  # as soon as the headers say
         for read in connection.exchange(request, seen, timeouts):
             last_ns = read.t_ns
+            body_bytes += len(read.data)
             if as_asked is None:
                 as_asked = seen.status == 200 and not other_than_asked(seen, endpoint)
             if not (as_asked and endpoint.streams):
@@ -176,6 +178,7 @@ def measure(
         server=hidden(tally.server),
         asked=order.asked,
         streamed=endpoint.streams,
+        body_bytes=body_bytes,
     )
 
 

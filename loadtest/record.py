@@ -1,15 +1,19 @@
 """Raw first: a run's folder with samples.jsonl, written as requests end, and run.json, written first and last.
 
-A run that is killed leaves both readable: every sample is a whole line, and run.json is replaced, never rewritten.
+A run that is killed leaves both readable: every sample is a whole line, and run.json is replaced, never rewritten. A
+run that goes on later appends to the one and adds itself to the other.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import mmap
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from loadtest import __version__, redaction
 from loadtest.arrivals import Arrivals
@@ -34,6 +38,9 @@ class Recorder:
     ) -> None:
         """`configs`: the configurations that will be measured, so that a run cut short can say what is missing."""
         now = datetime.now(UTC)
+        self.process = 0
+        self._before: str | None = None
+        self._clocks = process(self.process)
         self.folder = _new_folder(results, f"{now:%Y%m%d-%H%M%S}-{name}")
         self.run = self.folder.name
         self.complete = 0
@@ -42,11 +49,8 @@ class Recorder:
             "schema": SCHEMA,
             "run": self.run,
             "tool": {"name": "tokenclock", "version": __version__},
-            "created": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "command": [
-                "tokenclock" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name,
-                *redaction.command(sys.argv[1:]),
-            ],
+            "created": _said(now),
+            "command": _command(),
             "plan": plan,
             "configs": configs,
             "waves": waves,
@@ -55,29 +59,85 @@ class Recorder:
             "endpoints": [],
             "machine": machine(),
             "versions": versions(),
-            "processes": [process(0)],
+            "processes": [self._clocks],
             "client": [],
+            "server_metrics": [],
             "calibration": None,
             "dataset": None,
             "shared_prefix_tokens": 0,
             "open_loop": None,
+            "resumed": [],
             "interrupted": True,  # until it is closed otherwise
         }
-        self._samples = (self.folder / "samples.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._samples = _opened(self.folder)
         self._write()
+
+    @classmethod
+    def reopened(cls, folder: Path) -> Recorder:
+        """The folder of a run that was interrupted, to go on in; nothing is written there before `go_on`.
+
+        Raises: BlockingIOError where a process still writes there, other OSErrors.
+        """
+        recorder = cls.__new__(cls)
+        recorder._before = (folder / "run.json").read_text(encoding="utf-8")
+        recorder._run = json.loads(recorder._before)
+        recorder.folder, recorder.run = folder, recorder._run["run"]
+        recorder.complete = recorder.other = 0
+        recorder.process = 1 + max((each["process"] for each in recorder._run["processes"]), default=-1)
+        recorder._clocks = process(recorder.process)
+        recorder._samples = _opened(folder)
+        return recorder
+
+    def go_on(self) -> int:
+        """From here on as a further process of the run; half a last line is cut off. Returns its bytes."""
+        cut_bytes = _without_half_a_line(self.folder / "samples.jsonl")
+        self._run["processes"].append(self._clocks)
+        here = machine()
+        self._run.setdefault("resumed", []).append(
+            {
+                "process": self.process,
+                "at": _said(datetime.now(UTC)),
+                "command": _command(),
+                "cut_bytes": cut_bytes,
+                "machine": None if here == self._run["machine"] else here,
+            }
+        )
+        self._run["interrupted"] = True
+        self._write()
+        return cut_bytes
+
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """The endpoints, as in run.json."""
+        return list(self._run["endpoints"])
+
+    def release(self) -> None:
+        """Leave the folder to others, as it is."""
+        self._samples.close()
+
+    def discard(self) -> None:
+        """Nothing was measured: leave run.json as it was before, or no folder, except a server's log that says why."""
+        if self._before is not None:
+            self._replace(self._before)
+            return
+        for name in ("samples.jsonl", "run.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def endpoint(
         self, config: str | None, url: str, protocol: str, info: dict[str, Any] | None, command: str | None
     ) -> None:
-        self._run["endpoints"].append(
-            {
-                "config": config,
-                "protocol": protocol,
-                "url": redaction.hidden(url),
-                "info": redaction.hidden(info),
-                "command": redaction.hidden(command),
-            }
-        )
+        """The same one once more, in a run that goes on, is said once."""
+        said = {
+            "config": config,
+            "protocol": protocol,
+            "url": redaction.hidden(url),
+            "info": redaction.hidden(info),
+            "command": redaction.hidden(command),
+        }
+        if not any({**known, "info": None} == {**said, "info": None} for known in self._run["endpoints"]):
+            self._run["endpoints"].append(said)
         self._write()
 
     def shared_prefix(self, tokens: int) -> None:
@@ -107,6 +167,18 @@ class Recorder:
         """How late the client was and what it burned, during one cell."""
         named = {name: getattr(cell, name) for name in ("config", "concurrency", "input_tokens", "new_tokens")}
         self._run["client"].append({**named, **seen})
+        with suppress(OSError):  # no room: the next sample says so
+            self._write()
+
+    @property
+    def calibrated(self) -> bool:
+        return bool((self._run.get("calibration") or {}).get("loads"))
+
+    def server_metrics(self, read: dict[str, Any] | None) -> None:
+        """The server's own metrics before and after one cell: see run.schema.json. None where it has none."""
+        if read is not None:
+            only = {"process": self.process} if self._run.get("resumed") else {}
+            self._run.setdefault("server_metrics", []).append(read | only)
 
     def calibration(self, found: dict[str, Any]) -> None:
         """How wrong the client's own clock is: see run.schema.json. After `close`, too."""
@@ -121,15 +193,55 @@ class Recorder:
             self.other += 1
 
     def close(self, interrupted: bool) -> None:
-        self._samples.close()
-        self._run["processes"][0]["end"] = clocks()
+        self.release()
+        self._clocks["end"] = clocks()
         self._run["interrupted"] = interrupted
         self._write()
 
     def _write(self) -> None:
+        self._replace(json.dumps(self._run, indent=1, ensure_ascii=False) + "\n")
+
+    def _replace(self, content: str) -> None:
         part = self.folder / "run.json.part"
-        part.write_text(json.dumps(self._run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(content, encoding="utf-8")
         part.replace(self.folder / "run.json")
+
+
+def _opened(folder: Path) -> TextIO:
+    """samples.jsonl for one writer: what another process appended meanwhile would be taken for this run's.
+
+    Raises: BlockingIOError where there is one.
+    """
+    samples = (folder / "samples.jsonl").open("a", encoding="utf-8", buffering=1)
+    try:
+        fcntl.flock(samples, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it with the process, however that ends
+    except BlockingIOError:
+        samples.close()
+        raise
+    except OSError:  # a file system without locks
+        pass
+    return samples
+
+
+def _without_half_a_line(path: Path) -> int:
+    """Cut off what a killed process left behind the last line's end; returns how many bytes."""
+    with path.open("r+b") as file:
+        size = file.seek(0, 2)
+        if not size:
+            return 0
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            end = content.rfind(b"\n") + 1
+        file.truncate(end)
+    return size - end
+
+
+def _said(instant: datetime) -> str:
+    return instant.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _command() -> list[str]:
+    name = "tokenclock" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name
+    return [name, *redaction.command(sys.argv[1:])]
 
 
 def _new_folder(results: Path, name: str) -> Path:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from loadtest.loads import Options, measure_free, measure_open, measure_plan, say  # isort: skip  (first: it patches)
 
+from pathlib import Path
 from typing import Any
 
+from loadtest.arguments import Usage
 from loadtest.interruption import Interrupted, interruptible
+from loadtest.kept import NOTHING, Kept
 from loadtest.live.exporter import exported
 from loadtest.live.processes import Alone
+from loadtest.plan import Plan
 from loadtest.record import Recorder
 from loadtest.report import show
+from loadtest.resume import reopened
 from loadtest.trust import REMEDY, SATURATED
 
 __all__ = ["Options", "run"]
@@ -27,11 +32,51 @@ def name_of(options: Options) -> str:
     return f"{options.arrivals.rate_per_s:g}-per-s" if options.arrivals else f"{options.users}-users"
 
 
-def run(options: Options, echo: dict[str, Any]) -> int:
-    """Measure, report, and say how it went. `echo` is every option by name, for run.json."""
+def run(options: Options, echo: dict[str, Any], resume: Path | None = None) -> int:
+    """Measure, report, and say how it went. `echo` is every option by name, for run.json. resume: the folder of a run
+    to go on with, which was begun with these options.
+
+    Raises: Usage where there is no place for what would be measured.
+    """
+    plan = options.plan
+    recorder, kept = (begun(options, echo), NOTHING) if resume is None else reopened(resume)
+    wanting = plan is None or lacks_waves(options, plan, kept)
+
+    def work() -> None:
+        with exported(Alone(options.live), options.results, say):
+            if plan:
+                measure_plan(options, plan, recorder, kept)
+            elif options.arrivals:
+                measure_open(options, options.arrivals, recorder)
+            else:
+                measure_free(options, recorder)
+
+    if resume is not None:
+        _go_on(recorder, wanting)
+    problem = interruptible(work) if wanting else None
+    measured = recorder.complete + recorder.other
+    try:
+        recorder.close(interrupted=problem is not None)
+    except OSError as error:
+        say(f"{recorder.folder} can't be finished: {error.strerror}; `tokenclock report` works once there is room")
+        return 1
+    if problem is not None:
+        say("interrupted: the report is of what was measured" if isinstance(problem, Interrupted) else str(problem))
+    if wanting and not measured:
+        recorder.discard()
+        return 130 if isinstance(problem, Interrupted) else 2
+    if plan and problem is not None:
+        say(f"`tokenclock run --resume {recorder.folder}` goes on with it")
+    if measured or not recorder.calibrated:
+        _calibrate(recorder, options, problem)
+    return _report(recorder, options, problem)
+
+
+def begun(options: Options, echo: dict[str, Any]) -> Recorder:
+    """A new folder. Raises: Usage where there can be none."""
     plan = options.plan
     try:
-        recorder = Recorder(
+        return Recorder(
             options.results,
             name_of(options),
             plan=plan.name if plan else None,
@@ -41,31 +86,19 @@ def run(options: Options, echo: dict[str, Any]) -> int:
             options=echo,
         )
     except OSError as error:
-        say(f"{options.results} can't hold results: {error.strerror}; choose another --results")
-        return 2
+        raise Usage(f"{options.results} can't hold results: {error.strerror}; choose another --results") from error
 
-    def work() -> None:
-        if plan:
-            measure_plan(options, plan, recorder)
-        elif options.arrivals:
-            measure_open(options, options.arrivals, recorder)
-        else:
-            measure_free(options, recorder)
 
-    with exported(Alone(options.live), options.results, say):
-        problem = interruptible(work)
-    try:
-        recorder.close(interrupted=problem is not None)
-    except OSError as error:
-        say(f"{recorder.folder} can't be finished: {error.strerror}; `tokenclock report` works once there is room")
-        return 1
-    if problem is not None:
-        say("interrupted: the report is of what was measured" if isinstance(problem, Interrupted) else str(problem))
-    if recorder.complete + recorder.other == 0:
-        _discard(recorder)
-        return 130 if isinstance(problem, Interrupted) else 2
-    _calibrate(recorder, options, problem)
-    return _report(recorder, options, problem)
+def lacks_waves(options: Options, plan: Plan, kept: Kept) -> bool:
+    return any(kept.lacking(plan.cells(config, None), options.waves) for config in options.configs)
+
+
+def _go_on(recorder: Recorder, wanting: bool) -> None:
+    """Write in the folder from here on, where there is something to write."""
+    if not wanting:
+        say(f"{recorder.folder} has every wave: nothing is left to be measured")
+    elif cut_bytes := recorder.go_on():
+        say(f"half a last line of samples.jsonl, {cut_bytes} bytes, was cut off: its wave is measured anew")
 
 
 def _calibrate(recorder: Recorder, options: Options, problem: BaseException | None) -> None:
@@ -89,20 +122,11 @@ def _report(recorder: Recorder, options: Options, problem: BaseException | None)
     summary = show(recorder.folder)
     if isinstance(problem, Interrupted):
         return 130
-    bad = {
-        name: count for name, count in summary["verdicts"]["counts"].items() if name not in {"complete", *options.allow}
-    }
+    allowed = {"complete", *options.allow, *(["cancelled"] if recorder.process else [])}  # what was cut was resumed
+    bad = {name: count for name, count in summary["verdicts"]["counts"].items() if name not in allowed}
     if bad:
         say("not complete: " + ", ".join(f"{count} {name}" for name, count in bad.items()))
     saturated = summary["client"]["saturated"]
     if saturated:
         say("the client was the bottleneck: " + "; ".join(summary["client"]["reasons"]) + f"; remedy: {REMEDY}")
     return 1 if problem is not None or bad or (saturated and SATURATED not in options.allow) else 0
-
-
-def _discard(recorder: Recorder) -> None:
-    """A run without a single request leaves no folder behind, except a server's log that says why."""
-    for name in ("samples.jsonl", "run.json"):
-        (recorder.folder / name).unlink(missing_ok=True)
-    if not any(recorder.folder.iterdir()):
-        recorder.folder.rmdir()

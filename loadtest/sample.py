@@ -63,6 +63,7 @@ class Sample:
     server: dict[str, Any] | None = field(default=None)  # the server's own timing, where it says
     asked: Asked | None = None  # its own; None: what the cell says
     streamed: bool = True  # else the reply came whole: one event, which is its end, and no first token
+    body_bytes: int | None = None  # of the reply, its framing taken off; None in older files
 
     @property
     def demanded(self) -> Asked:

@@ -16,6 +16,7 @@ from loadtest.dispatch import Source
 from loadtest.endpoints.base import Description, Endpoint, EndpointError, Prompt
 from loadtest.endpoints.choice import Chosen, Wanted, choose
 from loadtest.prompts import PromptError, Shared
+from loadtest.split.scrape import NoScrape, Page, Scrape, scraping
 from loadtest.transport.base import Connect, Connection, Target, Timeouts, TransportError
 
 #: What is sent once for each kind of line before a run: a line of its own would be in a prefix cache from then on.
@@ -33,6 +34,7 @@ class Site:
     description: Description
     prompts: Source
     notes: tuple[str, ...] = ()  # what was guessed or couldn't be made sure of, a clause each
+    metrics: Scrape | NoScrape = field(default_factory=NoScrape)  # the server's own
 
 
 class NoCounts(EndpointError):
@@ -53,6 +55,7 @@ class Look:
     tokenizer: Path | None = None  # a tokenizer.json that is said to be the endpoint's
     timeouts: Timeouts = field(default_factory=Timeouts)
     shared: Shared | None = None  # what all synthetic prompts begin with
+    metrics: Page | None = None  # where the server's own are read; None: nowhere
 
     def at(self, url: str, seed: str, lengths: Iterable[int], total_tokens: int) -> Site:
         """Ask the endpoint what it is, and prove that prompts have the length they should. Without `lengths` nothing
@@ -130,7 +133,8 @@ class Look:
     def _site(self, url: str, chosen: Chosen, description: Description, prompts: Source, said: Iterable[str]) -> Site:
         spoken = f"{chosen.endpoint.protocol}: {chosen.why}"
         connect = chosen.connect(self.connect)
-        return Site(url, chosen.target, connect, chosen.endpoint, description, prompts, (spoken, *said))
+        metrics = scraping(self.control, chosen.target, self.metrics)
+        return Site(url, chosen.target, connect, chosen.endpoint, description, prompts, (spoken, *said), metrics)
 
 
 Result = TypeVar("Result")

@@ -12,7 +12,8 @@
             "client": {"verdict", "saturated", "reasons", "limit_s", "lag_s", "lag_statistic", "lag_n", "hub_lag_p99_s",
                        "cpu"},
             "stream": {"token_events", "shared_read_share", "buffered"}, "off_plan": ["sentence", ...],
-            "server": {"n", "queue_s", "prefill_s", "decode_s", "network_s", "steps_by_batch_size"} | null,
+            "split": SPLIT | null, "server": SERVER | null,              of each request: split/by_request.py
+            "averages": AVERAGES | null,                                 of the server's metrics: split/averages.py
             "clocks": {"kernel": 40}, "transports": {"gevent": 40}, "counted_by": {"server": 40}}],
  "cold": [{"config", "label", "ttft_s" | null, "verdict"}],               first warm-up request of each configuration
  "missing": ["T 256→768", ...],                                           cells of the plan without a figure
@@ -43,6 +44,8 @@ from loadtest import stats, trust
 from loadtest.datasets import repeats
 from loadtest.plan import CONFIGS, PLANS, Cell
 from loadtest.sample import Sample
+from loadtest.split.averages import averages
+from loadtest.split.by_request import split, told
 
 SCHEMA = 1
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
@@ -136,7 +139,8 @@ def _cell(cell: Cell, steady: Sequence[Sample], hosts: Mapping[int, str], seen: 
         "client": trust.client(steady, seen),
         "stream": trust.buffering(complete),
         "off_plan": trust.off_plan(complete, cell),
-        "server": trust.server_split(complete),
+        "split": split(complete),
+        "server": told(complete),
         "clocks": dict(sorted(Counter(sample.clock for sample in complete).items())),
         "transports": dict(sorted(Counter(sample.transport for sample in complete).items())),
         "counted_by": dict(sorted(Counter(sample.got.counted_by for sample in complete).items())),
@@ -212,9 +216,11 @@ def _notes(cells: Sequence[Mapping[str, Any]], run: Mapping[str, Any], missing: 
 def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, Any]:
     """The content of summary.json. samples: in any order. run: the content of run.json (`run.schema.json`)."""
     # Sorted: neither a sum in floating point nor the first call may depend on the order of the file.
-    samples = sorted(samples, key=lambda sample: (sample.scheduled_ns, sample.id))
+    started = {each["process"]: each["start"]["wall_ns"] - each["start"]["mono_ns"] for each in run["processes"]}
+    samples = sorted(samples, key=lambda each: (each.scheduled_ns + started.get(each.process, 0), each.id))
     hosts = {process["process"]: process["host"] for process in run["processes"]}
-    seen = {tuple(entry[key] for key in _CLIENT_KEY): entry for entry in run["client"]}
+    worst_last = sorted(run["client"], key=lambda entry: trust.loop_lag(entry)[0] or 0)  # of a cell in parts it counts
+    seen = {tuple(entry[key] for key in _CLIENT_KEY): entry for entry in worst_last}
     groups: dict[Cell, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.phase == "steady":
@@ -223,6 +229,8 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         _cell(cell, steady, hosts, seen.get(tuple(getattr(cell, key) for key in _CLIENT_KEY)))
         for cell, steady in sorted(groups.items(), key=lambda item: _reading_order(item[0]))
     ]
+    for entry in cells:
+        entry["averages"] = averages(entry["cell"], samples, run.get("server_metrics", []))
     calibration = run.get("calibration")
     for load in calibration["loads"] if calibration else []:
         _doubt_the_clock([entry for entry in cells if entry["label"] in load["cells"]], load["errors"])
@@ -242,7 +250,12 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         "verdicts": _verdicts(samples),
         "client": _client(cells),
         "calibration": calibration,
-        "notes": [*_notes(cells, run, missing, used), *_repeats(samples, run), *_edges(samples)],
+        "notes": [
+            *_notes(cells, run, missing, used),
+            *_resumed(groups, run),
+            *_repeats(samples, run),
+            *_edges(samples),
+        ],
     }
 
 
@@ -265,6 +278,21 @@ def _client(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for reason in entry["client"]["reasons"]
     ]
     return {"verdict": verdict, "saturated": verdict == trust.SATURATED, "reasons": reasons}
+
+
+def _resumed(groups: Mapping[Cell, Sequence[Sample]], run: Mapping[str, Any]) -> Iterator[str]:
+    """When a run went on, and which cells have waves of several processes; none has a wave of two."""
+    for again in run.get("resumed", ()):
+        cut = f"; half a last line, {again['cut_bytes']} bytes, was cut off before" if again["cut_bytes"] else ""
+        elsewhere = f", on another machine ({again['machine']['platform']})" if again["machine"] else ""
+        yield f"the run was interrupted and went on at {again['at']} as process {again['process']}{elsewhere}{cut}"
+    parts = {
+        cell.label: count
+        for cell, steady in sorted(groups.items(), key=lambda item: _reading_order(item[0]))
+        if run["plan"] and (count := len({sample.process for sample in steady})) > 1
+    }
+    if parts:
+        yield "measured in parts, with a pause between: " + ", ".join(f"{name} ({n})" for name, n in parts.items())
 
 
 def _repeats(samples: Sequence[Sample], run: Mapping[str, Any]) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """What speaks against a cell's figures is decided here, from its samples and the client's own lag.
 
-Four questions: was the client the bottleneck, was the stream buffered on its way, were the requests those of the plan,
-and, where the server says more, what its time to first token consists of.
+Three questions: was the client the bottleneck, was the stream buffered on its way, were the requests those of the plan.
 """
 
 from __future__ import annotations
@@ -177,29 +176,3 @@ def off_plan(complete: Sequence[Sample], cell: Cell) -> list[str]:
             by = [got - asked for got, asked in wrong]
             said.append(f"{wrong.total()} {of} other {kind} tokens than asked for, by {min(by):+,} to {max(by):+,}")
     return said
-
-
-def server_split(complete: Iterable[Sample]) -> dict[str, Any] | None:
-    """Medians of the server's own queue, prefill and decode times, and of what is left of TTFT: the network's part.
-
-    network = TTFT − queue − prefill, joined by request. None where the server says nothing.
-    """
-    parts: dict[str, list[float]] = {"queue_s": [], "prefill_s": [], "decode_s": [], "network_s": []}
-    steps: Counter[str] = Counter()
-    n = 0
-    for sample in complete:
-        if sample.server is None:
-            continue
-        n += 1
-        said = {name: sample.server.get(name) for name in ("queue_s", "prefill_s", "decode_s")}
-        for name, value in said.items():
-            if value is not None:
-                parts[name].append(value)
-        ttft = stats.ttft_s(sample)
-        if ttft is not None and said["queue_s"] is not None and said["prefill_s"] is not None:
-            parts["network_s"].append(ttft - said["queue_s"] - said["prefill_s"])
-        steps.update(sample.server.get("batch_sizes") or {})
-    if not n:
-        return None
-    medians = {name: stats.quantile(values, 0.5) for name, values in parts.items()}
-    return {"n": n, **medians, "steps_by_batch_size": dict(sorted(steps.items(), key=lambda step: int(step[0])))}

@@ -96,7 +96,7 @@ def load_generators_metrics() -> list[str]:
     rows = [metrics_row(series.name, series.kind, series.labels, series.meaning) for series in SERIES]
     bounds = textwrap.fill(f"{len(BOUNDS_S)}: {', '.join(f'{bound:g}' for bound in BOUNDS_S)}.", 120)
     head = "| name | type {labels} | meaning |\n|---|---|---|\n"
-    return [f"{LOAD_GENERATOR}\n{head}" + "\n".join(rows) + f"\n\n{LOAD_GENERATORS_BUCKETS}\n\n{bounds}\n"]
+    return [f"{LOAD_GENERATOR}\n{head}" + "\n".join(rows) + f"\n\n{LOAD_GENERATORS_BUCKETS}\n\n{bounds}\n", BOTH]
 
 
 METRICS_HEAD = """# Metrics
@@ -145,9 +145,19 @@ those that died included; each sends all that it has seen with locust's report e
 lost or comes twice changes nothing. All begin at 0 again with a test.
 
 Warm-up and ramp are in them, and the durations are those of [what is measured](../README.md#what-is-measured). Tokens
-are counted when their request ends. The verdict on a client process is the report's, over all of the test so far.
-`tokenclock_calibrated_error_seconds` is there as soon as the results folder holds a calibrated run of this machine:
-`metric` is ttft, itl or e2e, the quantile 1 is the largest, `concurrency` that of the load it was calibrated at.
+are counted when their request ends. The verdict on a client process is the report's, as far as the test has come.
+`tokenclock_calibrated_error_seconds` is there where the results folder held a calibrated run of this machine when the
+process began: `metric` is ttft, itl or e2e, the quantile 1 is the largest, `concurrency` that of the load.
+"""
+BOTH = """## Both, in Prometheus and Grafana
+
+`docker/prometheus/` has a configuration for both halves, recording rules (quantiles of TTFT and ITL, tokens a second,
+queue, slots) and alerts: TTFT over its objective, refusals for overload, a server that is down or whose backend is
+unhealthy, a saturated client. `promtool test rules rules.test.yml` tests them. The client's TTFT over the server's, by
+quantile, is `tokenclock:client_ttft_seconds:quantile / tokenclock:server_ttft_seconds:quantile`.
+
+`docker/grafana/` has two dashboards and what Grafana needs to find them: the server, and a load test beside it (TTFT of
+both and what it consists of, throughput, verdicts, how late the client is).
 """
 LOAD_GENERATORS_BUCKETS = """All its histograms have the same buckets, ten a decade. Locust's tab "LLM" is read from
 256 steps within each of them, so its quantiles are within 0.06 % of those of all durations."""
@@ -239,6 +249,17 @@ def test_the_probe_page_names_every_finding_and_field():
     fields = re.search(r"\n\n( {4}schema .*?)\n\n", facts.__doc__ or "", re.S)
     assert fields is not None
     assert textwrap.dedent(fields[1]) in page
+
+
+def test_the_page_on_the_split_names_every_histogram_and_limit():
+    from loadtest.split.averages import ALL, STARTED
+    from loadtest.split.scrape import LONGEST_S
+
+    page = (ROOT / "docs" / "split.md").read_text(encoding="utf-8")
+    labels = [(each.name, ",".join(f'{name}="{value}"' for name, value in each.labels.items())) for each in ALL]
+    names = [f"`{name}{{{of}}}`" if of else f"`{name}`" for name, of in labels]
+    assert len(names) > 8
+    assert [name for name in (*names, f"`{STARTED}`", f"{LONGEST_S:g} s") if name not in page] == []
 
 
 def test_make_help_names_every_target():

@@ -48,7 +48,10 @@ def add_calibrate(verbs: Any) -> None:
     load.add_argument("--transport", choices=PLAIN_TRANSPORTS, help="what carries the requests (default: gevent)")
     both = verb.add_argument_group("both")
     both.add_argument(
-        "--event-bytes", type=count, metavar="B", help="least size of a token's event (default: the protocol's own)"
+        "--event-bytes",
+        type=count,
+        metavar="B",
+        help="least size of a token's event (default: the run's, else the protocol's own)",
     )
     both.add_argument(
         "-t",

@@ -19,6 +19,7 @@ from loadtest.sample import Sample, read_samples
 LEAST_INPUT_TOKENS = 8  # shorter prompts are soon used up
 ENOUGH = 2000  # requests of a cell that its shape is read from
 LEAST_GAP_S = 0.0005  # a gap of nothing would be a drain, which has no gaps to compare
+MOST_EVENT_BYTES = 65_536  # larger events than that are of no token
 USUAL_GAP_S = 0.02  # where streams have a single token
 STREAMS = 4  # so many of a user's fit into the time; longer ones are shortened
 PROTOCOLS = ("tgi", "openai-completions", "openai-chat")
@@ -100,7 +101,7 @@ def protocol_of(said: str) -> str:
 def shapes(samples: Iterable[Sample], run: Mapping[str, Any], event_bytes: int = 0) -> dict[Cell, Shape]:
     """A shape for each cell that has a complete request in its steady phase: medians of what was seen there.
 
-    run: the content of run.json.
+    run: the content of run.json. event_bytes: 0 takes what was seen.
 
     Raises: ShapeError where there is none, or none that the truth server could take the place of.
     """
@@ -129,7 +130,7 @@ def shapes(samples: Iterable[Sample], run: Mapping[str, Any], event_bytes: int =
             tokens=_middle([len(each.events) for each in of]),
             first_s=median(ttft for each in of if (ttft := stats.ttft_s(each)) is not None),
             gap_s=max(median([gap for each in of for gap in stats.itl_s(each)] or [USUAL_GAP_S]), LEAST_GAP_S),
-            event_bytes=event_bytes,
+            event_bytes=event_bytes or _event_bytes(of),
             arrivals=arrivals,
             in_waves=of[0].cell.wave is not None,
             protocol=protocol,
@@ -158,6 +159,12 @@ def heaviest(of: Mapping[Cell, Shape]) -> Iterator[tuple[Shape, Sequence[Cell]]]
         for members in groups.values()
     ]
     yield from sorted(found, key=lambda each: -each[0].events_per_s)
+
+
+def _event_bytes(of: Iterable[Sample]) -> int:
+    """Median of what came for a token event, all frames of the reply included; 0 where older files don't say."""
+    sizes = [each.body_bytes // len(each.events) for each in of if each.body_bytes is not None]
+    return min(_middle(sizes), MOST_EVENT_BYTES) if sizes else 0
 
 
 def _middle(values: Sequence[int]) -> int:

@@ -39,7 +39,7 @@ class Options:
 
     shape: Shape | None
     like: Path | None
-    event_bytes: int  # of a run's load, whose files don't say
+    event_bytes: int  # of a run's load; 0: what its files say
     seconds: float
     bound_s: float
     search_s: float | None  # how long the highest load may be looked for; None: it isn't

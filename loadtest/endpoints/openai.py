@@ -30,6 +30,7 @@ from loadtest.endpoints.base import (
     without_nulls,
 )
 from loadtest.endpoints.openai_reply import message_of, read_event, read_whole
+from loadtest.endpoints.timing import told
 from loadtest.sse import ServerSentEvent
 from loadtest.transport.base import Connection, HttpRequest
 
@@ -105,7 +106,7 @@ class OpenAiEndpoint:
         return read_event(event)
 
     def read_whole(self, body: bytes, headers: Mapping[str, str]) -> Reading:
-        return read_whole(body)
+        return read_whole(body)._replace(server=told(headers))
 
     def error_of(self, body: bytes) -> str:
         message = message_of(body)

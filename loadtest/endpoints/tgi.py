@@ -27,6 +27,7 @@ from loadtest.endpoints.base import (
     whole_number,
     without_nulls,
 )
+from loadtest.endpoints.timing import told
 from loadtest.sse import ServerSentEvent
 from loadtest.transport.base import Connection, HttpRequest, fetch
 
@@ -137,6 +138,7 @@ class TgiEndpoint:
             full=details.get("finish_reason") == "length",
             input_tokens=int(counted) if counted.isdigit() else whole_number(details.get("input_length")),
             new_tokens=made,
+            server=told(headers),
         )
 
     def error_of(self, body: bytes) -> str:

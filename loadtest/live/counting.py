@@ -43,12 +43,15 @@ class Live:
         self._first_tokens_ns.append(ttft_ns)
 
     def kept(self, sample: Sample) -> None:
-        """ITL, TPOT and E2E are those of complete requests; tokens those of every request."""
+        """ITL, TPOT and E2E are those of complete requests; tokens those of every request; lags those of the steady
+        phase, as in a report: a user's first request waits for all that a test sets up.
+        """
         state, waiting = self._state, self._waiting
         state.requests[sample.verdict] += 1
         state.tokens["input"] += sample.got.input_tokens or 0
         state.tokens["output"] += sample.got.new_tokens
-        values = {"start_lag": self._start_lag.of(sample)}
+        start_lag_s = self._start_lag.of(sample)
+        values = {"start_lag": start_lag_s if sample.phase == "steady" else None}
         if sample.complete:
             values |= {"e2e": latency_s(sample), "tpot": tpot_s(sample)}
             arrivals_ns = np.fromiter((t_ns for t_ns, _, _ in sample.events), np.int64, len(sample.events))
@@ -56,7 +59,7 @@ class Live:
         for name, value_s in values.items():
             if value_s is not None:
                 waiting[name].append(value_s)
-        if len(waiting["start_lag"]) >= AT_ONCE or len(self._first_tokens_ns) >= AT_ONCE:
+        if max(len(self._first_tokens_ns), *map(len, waiting.values())) >= AT_ONCE:
             self._count()
 
     def end(self) -> None:

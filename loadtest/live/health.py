@@ -9,8 +9,8 @@ from loadtest.trust import verdict_on_client
 
 
 def verdict(state: State) -> tuple[str, list[str]]:
-    """Ok, suspect or saturated (see loadtest/trust.py), and why. Warm-up and ramp are in it, as they aren't in a
-    report's.
+    """Ok, suspect or saturated (see loadtest/trust.py), and why. The median TTFT, which the limit hangs on, is that of
+    all requests so far; in a report it is that of the steady phase.
     """
     ttft = state.timed["ttft"]
     return verdict_on_client(

@@ -31,7 +31,7 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 COLUMNS = {
     "what": "What",
     "count": "Count",
-    "per_second": f"Per second, last {WINDOW_S:g} s",
+    "per_second": f"Per second, last\N{NO-BREAK SPACE}{WINDOW_S:g}\N{NO-BREAK SPACE}s",
     **{name: name for name in QUANTILES},
     "max": "Max",
 }
@@ -44,9 +44,12 @@ def figures(processes: Processes) -> dict[str, Row]:
     found: dict[str, Row] = {title: _quantiles(whole.timed[name]) for name, title in TIMED.items()}
     for kind in KINDS:
         found[f"{kind} tokens"] = {"count": whole.tokens[kind], "per_second": per_second[kind]}
-    found["complete"] = {"count": whole.requests[Verdict.COMPLETE], "per_second": per_second["complete"]}
-    others = {str(each): count for each, count in whole.requests.items() if each != Verdict.COMPLETE and count}
-    return found | {each: {"count": count} for each, count in others.items()}
+    for verdict_on_it, count in whole.requests.items():
+        if verdict_on_it == Verdict.COMPLETE:
+            found[f"requests: {verdict_on_it}"] = {"count": count, "per_second": per_second["complete"]}
+        elif count:
+            found[f"requests: {verdict_on_it}"] = {"count": count}
+    return found
 
 
 def _quantiles(timed: Histogram) -> Row:
@@ -78,7 +81,7 @@ def _text(column: str, value: float | None) -> str:
         return ABSENT
     if column in ("count", "per_second"):
         return f"{value:,}" if column == "count" else f"{float(f'{value:.3g}'):,.10g}"
-    return quantity(value, "s", 3)
+    return quantity(value, "s", 3).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def as_csv(processes: Processes) -> str:

@@ -38,7 +38,9 @@ TIMED = {
     ),
     "e2e": Series("tokenclock_e2e_seconds", "histogram", "First byte sent to last token of complete requests"),
     "start_lag": Series(
-        "tokenclock_client_start_lag_seconds", "histogram", "How much later than possible the client sent a request"
+        "tokenclock_client_start_lag_seconds",
+        "histogram",
+        "How much later than possible the client sent a request of the steady phase",
     ),
     "loop_lag": Series(
         "tokenclock_client_loop_lag_seconds", "histogram", "How late the client's event loop woke, 200 times a second"

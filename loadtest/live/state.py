@@ -15,7 +15,7 @@ from loadtest.verdict import Verdict
 
 FORMAT = 1
 #: What is timed: TTFT of every request at its first token; ITL, TPOT and E2E of complete requests; how much later than
-#: possible requests were started, and the event loop woke.
+#: possible requests of the steady phase were started, and the event loop woke.
 TIMED = ("ttft", "itl", "tpot", "e2e", "start_lag", "loop_lag")
 KINDS = ("input", "output")
 

@@ -32,10 +32,10 @@ def gather(environment: Any) -> Workers:
     return workers
 
 
-def show(environment: Any, processes: Processes, results: Path, say: Callable[[str], object]) -> None:
+def show(environment: Any, processes: Processes, say: Callable[[str], object]) -> None:
     """Serve metrics until locust quits, and put the tab into its page where there is one."""
     shown = ExitStack()
-    shown.enter_context(exported(processes, results, say))
+    shown.enter_context(exported(processes, Path(environment.parsed_options.results_dir), say))
     environment.events.quitting.add_listener(lambda **_: shown.close())
     if environment.web_ui is not None:
         add_tab(environment.web_ui, processes, environment.parsed_options.web_base_path or "")

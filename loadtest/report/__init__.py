@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loadtest.report import charts, markdown
+from loadtest.report import charts, markdown, split
 from loadtest.report.text import tables
 from loadtest.sample import read_samples
 from loadtest.summary import summarise
@@ -27,6 +27,7 @@ def write(folder: Path) -> Path:
     content = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "summary.json").write_text(content + "\n", encoding="utf-8")
     pictures = charts.draw(summary, folder)
+    split.draw(summary, folder)
     report = folder / "report.md"
     report.write_text(markdown.render(summary, run, [picture.name for picture in pictures]), encoding="utf-8")
     return report

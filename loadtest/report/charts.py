@@ -5,7 +5,8 @@ The same summary gives the same bytes, with one version of matplotlib. Text in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ STYLE = {
 GROUP_WIDTH = 0.8  # of the distance between two groups
 PAGE = "page"  # the three charts in one picture
 _ABOVE: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
-_CLEAR = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}  # no grid line runs through a number
+CLEAR = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}  # no grid line runs through a number
 
 
 class ChartsError(RuntimeError):
@@ -44,25 +45,32 @@ def draw(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     found = panels(summary)
     if not found:
         return []
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ChartsError("charts need matplotlib: pip install 'tokenclock[loadtest]'") from error
+    rc_context, figure_of = matplotlib()
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     everyone = series_of(summary)
     colours = {series: PALETTE[index % len(PALETTE)] for index, series in enumerate(everyone)}
     written = []
     with rc_context(STYLE):
         for panel in found:
-            figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+            figure = figure_of(figsize=(6.4, 4.4), layout="constrained")
             _bars(figure.add_subplot(), panel, colours)
             written.append(_save(figure, folder / panel.name, [panel], colours))
-        figure = Figure(figsize=(5.7 * len(found), 4.6), layout=ConstrainedLayoutEngine(wspace=0.06))
+        figure = figure_of(figsize=(5.7 * len(found), 4.6), layout=ConstrainedLayoutEngine(wspace=0.06))
         for index, panel in enumerate(found, 1):
             _bars(figure.add_subplot(1, len(found), index), panel, colours)
         written.append(_save(figure, folder / PAGE, found, colours))
     return written
+
+
+def matplotlib() -> tuple[Callable[..., AbstractContextManager[None]], type[Figure]]:
+    """What draws: a context of settings, and figures. Raises: ChartsError."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ChartsError("charts need matplotlib: pip install 'tokenclock[loadtest]'") from error
+    return rc_context, Figure
 
 
 def _bars(axes: Axes, panel: Panel, colours: Mapping[Series, str]) -> None:
@@ -98,7 +106,7 @@ def _bar(axes: Axes, x: float, width: float, point: Point, factor: float, colour
         axes.vlines(x, low, high, color="#333333", linewidth=1)
         axes.hlines((low, high), x - width * 0.08, x + width * 0.08, color="#333333", linewidth=1)
         top = max(value, high)
-    axes.annotate(plain(value) + "*" * point.off_plan, (x, top), (0, 2), **_ABOVE, fontsize=9, bbox=_CLEAR)
+    axes.annotate(plain(value) + "*" * point.off_plan, (x, top), (0, 2), **_ABOVE, fontsize=9, bbox=CLEAR)
 
 
 def _whisker(point: Point) -> list[float] | None:
@@ -125,7 +133,7 @@ def _caption(shown: Sequence[Panel]) -> str:
 
 
 def _save(figure: Figure, path: Path, shown: Sequence[Panel], colours: Mapping[Series, str]) -> Path:
-    """Legend and caption below, then both files; dates and versions are left out of them."""
+    """Legend and caption below, then both files."""
     from matplotlib.patches import Patch
 
     handles = [
@@ -141,6 +149,11 @@ def _save(figure: Figure, path: Path, shown: Sequence[Panel], colours: Mapping[S
         title=_caption(shown),
         title_fontsize=8,
     )
+    return save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """PNG and SVG, dates and versions left out of them; returns the PNG."""
     png = path.with_suffix(".png")
     figure.savefig(png, dpi=150, metadata={"Software": None})
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})

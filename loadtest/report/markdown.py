@@ -10,11 +10,12 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loadtest.report import doubts
+from loadtest.report import doubts, server
 from loadtest.report.clock import ERRORS, load_said
 from loadtest.report.escaping import escape
 from loadtest.report.grid import panels
-from loadtest.report.numbers import ABSENT, quantiles, quantity, with_failures
+from loadtest.report.numbers import ABSENT, quantiles, with_failures
+from loadtest.report.table import LEFT, table
 from loadtest.report.text import OUTPUT_RATE, output_rate, panel_rows
 from loadtest.stats import DEFINITIONS, MIN_BEYOND
 
@@ -26,14 +27,6 @@ TIMES = (
     ("latency", "latency_s"),
 )
 FAILABLE = (*TIMES[:2], TIMES[4], ("encoding time", "encoding_time_s"), ("batch latency", "batch_latency_s"))
-LEFT = ":---"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], others: str = "---:") -> str:
-    """A pipe table; the first column is aligned left, the others right, or as `others` says. Entries are taken as they
-    are."""
-    lines = [head, [":---"] + [others] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def render(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Sequence[str]) -> str:
@@ -44,7 +37,7 @@ def render(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Sequenc
         *_page(summary, pictures[:-1]),
         *_cells(summary),
         *_clock(summary["calibration"]),
-        *_server(summary["cells"]),
+        *server.sections(summary["cells"]),
         "## Verdicts\n\n" + _verdicts(summary["verdicts"]),
         "## How far to trust these numbers\n\n" + "\n".join(f"- {line}" for line in doubts.sentences(summary)),
         "## Definitions\n\n" + _definitions(summary),
@@ -143,22 +136,6 @@ def _clock(calibration: Mapping[str, Any] | None) -> Iterator[str]:
             "## The client's own error\n\np50 / p99 / max of what this client measured less what really happened, on "
             "loopback without TLS, against a server that knows when it sent what. It is no part of any interval.\n\n"
             + table(head, rows)
-        )
-
-
-def _server(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    rows = []
-    for entry in cells:
-        if split := entry["server"]:
-            times = (quantity(split[f"{part}_s"], "s", 3) for part in ("queue", "prefill", "network", "decode"))
-            steps = ", ".join(f"{size}: {n}" for size, n in split["steps_by_batch_size"].items())
-            rows.append([escape(entry["label"]), str(split["n"]), *times, steps or ABSENT])
-    if rows:
-        head = ["cell", "requests", "queue", "prefill", "rest", "decode", "steps by batch size"]
-        yield (
-            "## The server's own times\n\nMedians over requests. Queue, prefill and rest are TTFT; the rest is "
-            "what is left of it, joined by request: network, HTTP and event loops on both sides. "
-            "A step counts once for every request that it served.\n\n" + table(head, rows)
         )
 
 

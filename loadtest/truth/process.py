@@ -73,6 +73,7 @@ def truth(**options: float | str | bool | Path) -> Iterator[Truth]:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C in a terminal is its client's business; it ends when its stdin closes
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -144,9 +144,9 @@ def test_a_client_that_is_kept_to_a_core_leaves_the_server_another():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder of a run with its calibration, of a server whose gaps are 5 ms."""
+    """The folder of a run with its calibration, of a server whose gaps are 5 ms and whose events have 500 bytes."""
     results = tmp_path_factory.mktemp("results")
-    with truth(first=0.03, gap=0.005) as server:
+    with truth(first=0.03, gap=0.005, event_bytes=500) as server:
         sizes = ("-u", "3", "-t", "2s", "--new-tokens", "20", "--input-tokens", "9", "--allow", "saturated")
         done = tokenclock("run", "--url", server.url, *sizes, "--results", str(results), calibrate=True)
     assert done.returncode == 0, done.stderr
@@ -163,6 +163,7 @@ def test_a_run_calibrates_itself_at_its_own_load_and_says_so_apart_from_the_inte
     assert load["cells"] == ["3 users 9→20"]
     assert (load["shape"]["concurrency"], load["shape"]["tokens"], load["shape"]["input_tokens"]) == (3, 20, 9)
     assert load["shape"]["gap_s"] == pytest.approx(0.005, rel=0.5)
+    assert load["shape"]["event_bytes"] == pytest.approx(500, rel=0.1), "the last one is a little larger"
     assert load["paired"] >= 10
     report = (folder / "report.md").read_text()
     assert "## The client's own error" in report
@@ -223,13 +224,42 @@ def test_ctrl_c_in_a_runs_calibration_leaves_a_whole_run(tmp_path: Path):
     with truth(first=0.01, gap=0.002) as server:
         sizes = ("-u", "1", "-t", "1s", "--new-tokens", "4", "--input-tokens", "9", "--allow", "saturated")
         command = [sys.executable, "-m", "loadtest", "run", "--url", server.url, *sizes, "--results", str(tmp_path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+        ) as process:
             the_truth_server_of(process.pid)
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that belongs to it
             out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "not calibrated in this run: interrupted" in out
     assert "Traceback" not in err
+    (folder,) = tmp_path.iterdir()
+    assert json.loads((folder / "run.json").read_text())["interrupted"] is False
+
+
+def test_ctrl_c_between_the_last_request_and_the_calibration_is_heard(tmp_path: Path):
+    program = (
+        "from loadtest.run import Recorder\nimport gevent, os, signal, sys\n"
+        "close = Recorder.close\n"
+        "def closed(*said, **more):\n"
+        "    close(*said, **more)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    gevent.sleep(0.1)\n"
+        "Recorder.close = closed\n"
+        "from loadtest.__main__ import main\nmain(sys.argv[1:])"
+    )
+    with truth(first=0.01, gap=0.002) as server:
+        sizes = ("-u", "1", "-t", "1s", "--new-tokens", "4", "--input-tokens", "9", "--allow", "saturated")
+        done = subprocess.run(
+            [sys.executable, "-c", program, "run", "--url", server.url, *sizes, "--results", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=ROOT,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "not calibrated in this run: interrupted" in done.stdout
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "run.json").read_text())["interrupted"] is False
 

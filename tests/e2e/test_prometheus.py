@@ -6,18 +6,14 @@ replies and from /tokenize; then sums, counts and TGI's own queries over Prometh
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.e2e.scraping import prometheus, until
 from tests.server.processes import process, wait_until_ready
 
 pytestmark = [
@@ -47,48 +43,6 @@ PANELS = {
 }
 
 
-@contextmanager
-def prometheus(folder: Path, target: str) -> Iterator[Callable[[str], dict[str, float]]]:
-    """Gives ask(PromQL): the values of an instant vector by their labels."""
-    (folder / "prometheus.yml").write_text(CONFIG.format(every=EVERY, target=target), encoding="utf-8")
-    running = subprocess.Popen(
-        [
-            "prometheus",
-            f"--config.file={folder / 'prometheus.yml'}",
-            f"--storage.tsdb.path={folder / 'data'}",
-            "--web.listen-address=127.0.0.1:0",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert running.stderr is not None
-    try:
-        lines = (re.search(r'"Listening on" address=(\S+)', line) for line in running.stderr)
-        address = next(found[1] for found in lines if found)
-        threading.Thread(target=running.stderr.read, daemon=True).start()  # or the pipe fills up
-
-        def ask(query: str) -> dict[str, float]:
-            reply = httpx.get(f"http://{address}/api/v1/query", params={"query": query}).json()
-            assert reply["status"] == "success", reply
-            return {
-                ",".join(sorted(f"{key}={value}" for key, value in each["metric"].items())): float(each["value"][1])
-                for each in reply["data"]["result"]
-            }
-
-        yield ask
-    finally:
-        running.terminate()
-        running.wait()
-        running.stderr.close()
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 @pytest.mark.timeout(240)
 def test_what_prometheus_scraped_is_what_was_sent(tmp_path: Path):
     options = ["--served-model-name", "demo", "--slots", "1", "--threads", "1"]
@@ -97,7 +51,9 @@ def test_what_prometheus_scraped_is_what_was_sent(tmp_path: Path):
         httpx.Client(base_url=url, timeout=60) as client,
     ):
         wait_until_ready(client)
-        with prometheus(tmp_path, url.removeprefix("http://")) as ask:
+        config = CONFIG.format(every=EVERY, target=url.removeprefix("http://"))
+        (tmp_path / "prometheus.yml").write_text(config, encoding="utf-8")
+        with prometheus(tmp_path) as ask:
             until(lambda: ask("tgi_request_count") != {}, "it never scraped")
 
             def generate(new_tokens: int, prompt: str = PROMPT) -> httpx.Response:

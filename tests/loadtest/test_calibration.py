@@ -173,6 +173,20 @@ def test_the_load_of_a_run_is_read_from_its_samples_cell_by_cell():
     assert [(shape.concurrency, cells) for shape, cells in heaviest(found)] == [(8, [other]), (2, [CELL])]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said", "event_bytes"),
+    [
+        ([None], 0, 0),  # an older file
+        ([400, 2000, 1000, None], 0, 250),  # of four token events each
+        ([400, 2000, 1000], 300, 300),
+        ([2**24], 0, 65_536),
+    ],
+)
+def test_an_event_is_as_large_as_what_came_for_one(sizes: list[int | None], said: int, event_bytes: int):
+    samples = [sample(i, tokens=4, body_bytes=size) for i, size in enumerate(sizes)]
+    assert shapes(samples, a_run(), said)[CELL].event_bytes == event_bytes
+
+
 def test_an_open_loops_load_has_its_rate():
     loop = {"kind": "gamma", "rate_per_s": 3.0, "burstiness": 0.5}
     shape = shapes([sample()], a_run(open_loop=loop))[CELL]

@@ -54,6 +54,17 @@ def test_a_good_stream_is_complete_and_its_instants_are_in_order(truth: Truth):
     assert sample.connect_ns is None, "the connection was opened before the clock started"
 
 
+@pytest.mark.parametrize("fault", [None, "coalesce", "split"])
+def test_the_bodys_bytes_are_counted_however_they_come(truth: Truth, fault: str | None):
+    endpoint = Scheduled(schedule={"jitter": 0, "fault": fault})
+    asked = endpoint.request("one two three four", 6, "plain", 4)
+    connection = GeventConnection(truth.target)
+    _, body = fetch(connection, asked)
+    connection.close()
+    (sample,) = truth.measure(new_tokens=6, fault=fault)
+    assert sample.body_bytes == len(body) > 6 * 50
+
+
 def test_arrivals_never_precede_their_sends_and_every_send_arrives(truth: Truth):
     truth.clear()
     samples = truth.measure(new_tokens=30, users=4, each=3, gap_s=0.002)

@@ -8,6 +8,7 @@ because all stamps come from one system-wide monotonic clock.
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import socket
@@ -377,6 +378,33 @@ def test_it_ends_with_0_and_writes_its_record(how: str, tmp_path: Path):
             assert server.process.wait(5) == 0
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(each["request_id"], each["outcome"]) for each in records] == [("whole", "complete"), ("under way", "open")]
+
+
+def test_it_hears_no_signal_of_its_parents_terminal_and_dies_with_it():
+    program = (
+        "from loadtest.truth.process import truth\n"
+        "with truth() as server: print(server.process.pid, server.port, flush=True); input()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with parent:
+        assert parent.stdout is not None
+        pid, port = map(int, parent.stdout.readline().split())
+        assert os.getpgid(pid) != parent.pid
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.02)
+    pytest.fail("the truth server is still there")
 
 
 def test_a_wrong_option_is_an_error_and_not_a_server():
