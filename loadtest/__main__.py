@@ -1,5 +1,5 @@
 """The command line: `run` measures an endpoint, `probe` looks at a request closely, `calibrate` at the client itself,
-`report` recomputes a report.
+`report` recomputes a report, `compare` holds runs against runs or published figures.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ try:
         Usage,
         add_dataset,
         add_endpoint,
+        add_goodput,
         add_timeouts,
         add_users,
         add_wire,
+        check_goodput,
         check_wire,
         command,
         count,
@@ -39,6 +41,7 @@ try:
         wanted,
     )
     from loadtest.calibrate.arguments import add_calibrate, calibrate
+    from loadtest.compare.arguments import add_compare, compare
     from loadtest.split.arguments import add_metrics, page
 except ModuleNotFoundError as error:  # pip brought no extra at all: there aren't even options to read
     print(f"tokenclock: {remedy(error)}", file=sys.stderr)
@@ -67,7 +70,8 @@ def dispatch(asked: argparse.Namespace, words: Sequence[str] | None) -> int:
             from loadtest.resume import asked_again
 
             asked = asked_again(asked.resume, lambda begun: parser(begun).parse_args(words))
-        return {"run": run, "probe": probe, "calibrate": calibrate, "report": report}[asked.verb](asked)
+        verbs = {"run": run, "probe": probe, "calibrate": calibrate, "report": report, "compare": compare}
+        return verbs[asked.verb](asked)
     except Usage as error:
         return fail(str(error))
     except ModuleNotFoundError as error:
@@ -107,16 +111,26 @@ def probe(asked: argparse.Namespace) -> int:
 
 
 def report(asked: argparse.Namespace) -> int:
+    from loadtest.goodput import GoodputError, short_of
     from loadtest.report import show
     from loadtest.report.charts import ChartsError
 
+    check_goodput(asked, share_needs_words=False)
+    said = {name: value for name in ("goodput", "goodput_share") if (value := getattr(asked, name)) is not None}
     try:
-        show(asked.folder)
+        summary = show(asked.folder, said)
+    except GoodputError as error:
+        return fail(f"{asked.folder}: {error}")
     except ChartsError as error:
         return fail(str(error))
     except (OSError, ValueError, KeyError, TypeError) as error:
         return fail(f"{asked.folder} can't be reported: {error!r}; it needs samples.jsonl and run.json of a run")
-    return 0
+    if asked.goodput_share is not None and not summary["goodput"]:
+        return fail("--goodput-share is of the requests that meet --goodput, and the run has none: add it")
+    short = short_of(summary)
+    for sentence in short:
+        print(f"tokenclock: not good enough: {sentence}", file=sys.stderr)
+    return 1 if short else 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -200,6 +214,7 @@ def parser(begun: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
         choices=[*(v.value for v in Verdict if v is not Verdict.COMPLETE), "saturated"],
         help="a verdict that doesn't fail the run, or saturated, the client's; may be repeated",
     )
+    add_goodput(both)
     add_metrics(both)
     both.add_argument(
         "--no-calibrate", action="store_true", help="don't measure the client's own error afterwards (some seconds)"
@@ -217,6 +232,8 @@ def parser(begun: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
         "report", help="recompute a report", description="Recompute summary, charts and report of a run's folder."
     )
     again.add_argument("folder", type=Path, help="a folder with samples.jsonl and run.json")
+    add_goodput(again)
+    add_compare(verbs)
     return top  # fmt: skip
 
 
@@ -296,6 +313,7 @@ def options(asked: argparse.Namespace) -> Options:
         raise Usage("gamma arrivals need --burstiness: 1 is poisson, less comes in bursts, more is more even")
     if asked.serve is None and asked.serve_timeout is not None:
         raise Usage("--serve-timeout belongs to --serve: leave it out")
+    check_goodput(asked)
     lines = dataset(asked, asked.input_tokens)
     seed = time.time_ns() if asked.seed is None else asked.seed
     input_tokens = asked.input_tokens or INPUT_TOKENS

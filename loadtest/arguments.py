@@ -12,6 +12,8 @@ from urllib.request import getproxies
 from loadtest import redaction
 from loadtest.datasets import ORDERS, Dataset, DatasetError, parse
 from loadtest.endpoints.choice import TYPES, Wanted
+from loadtest.goodput import GoodputError
+from loadtest.goodput import parse as parse_objectives
 from loadtest.prompts import Shared
 from loadtest.transport import TRANSPORTS
 from loadtest.transport.base import Timeouts
@@ -118,6 +120,33 @@ def add_endpoint(group: Any) -> None:
     )
 
 
+def add_goodput(group: Any) -> None:
+    group.add_argument(
+        "--goodput",
+        nargs="+",
+        metavar="KEY:MS",
+        help="objectives of a request, such as ttft:500 tpot:50 e2el:5000; how many met all of them is reported",
+    )
+    group.add_argument(
+        "--goodput-share",
+        type=share,
+        metavar="SHARE",
+        help="of the requests that must meet them in every cell, such as 95%%: exit code 1 where fewer do",
+    )
+
+
+def check_goodput(asked: argparse.Namespace, share_needs_words: bool = True) -> None:
+    """Raises: Usage."""
+    if asked.goodput_share is not None and not asked.goodput and share_needs_words:
+        raise Usage("--goodput-share is of the requests that meet --goodput: add it, or leave the share out")
+    try:
+        objectives = parse_objectives(asked.goodput or ())
+    except GoodputError as error:
+        raise Usage(f"--goodput: {error}") from error
+    if "ttft" in objectives and getattr(asked, "no_stream", False):
+        raise Usage("--no-stream leaves no first token, which --goodput ttft is about: leave one of them out")
+
+
 def add_wire(group: Any) -> None:
     group.add_argument(
         "--transport",
@@ -208,6 +237,15 @@ def json_object(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError('this is no JSON object, such as {"top_k": 1}')
     redaction.keep_fields(said)
     return said
+
+
+def share(text: str) -> float:
+    """`95%` or `0.95`: above 0 and at most 1."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share above 0 and up to 100 %: write 95% or 0.95")
+    return value
 
 
 def count(text: str) -> int:

@@ -1,6 +1,7 @@
 """The verb `run`: a plan in waves, or users for a time, from the first check of the endpoint to the report.
 
-Exit codes: 0 every request complete and the client fast enough; 1 measured, but not so; 2 nothing could be measured;
+Exit codes: 0 every request complete, the client fast enough, and as many requests good as --goodput-share demands; 1
+measured, but not so; 2 nothing could be measured;
 130 interrupted, with a report of what was measured until then.
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.arguments import Usage
+from loadtest.goodput import short_of
 from loadtest.interruption import Interrupted, interruptible
 from loadtest.kept import NOTHING, Kept
 from loadtest.live.exporter import exported
@@ -126,7 +128,10 @@ def _report(recorder: Recorder, options: Options, problem: BaseException | None)
     bad = {name: count for name, count in summary["verdicts"]["counts"].items() if name not in allowed}
     if bad:
         say("not complete: " + ", ".join(f"{count} {name}" for name, count in bad.items()))
+    short = short_of(summary)
+    for sentence in short:
+        say(f"not good enough: {sentence}")
     saturated = summary["client"]["saturated"]
     if saturated:
         say("the client was the bottleneck: " + "; ".join(summary["client"]["reasons"]) + f"; remedy: {REMEDY}")
-    return 1 if problem is not None or bad or (saturated and SATURATED not in options.allow) else 0
+    return 1 if problem is not None or bad or short or (saturated and SATURATED not in options.allow) else 0

@@ -7,7 +7,7 @@ undefined. `DEFINITIONS` says in one line each what the functions below compute;
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +42,7 @@ DEFINITIONS = {
     ),
     "throughput_output_tokens_per_s": Definition("tokens/s", "the same with new tokens only"),
     "requests_per_s": Definition("requests/s", "complete requests / wall, outside waves"),
+    "goodput_rps": Definition("requests/s", "complete requests that met every objective / wall, outside waves"),
 }
 
 
@@ -193,6 +194,17 @@ def rates(steady: Iterable[Sample], hosts: Mapping[int, str]) -> dict[str, float
     if not counted:
         del totals["throughput_total_tokens_per_s"]
     return totals
+
+
+def goodput_rps(steady: Iterable[Sample], good: Iterable[Sample], hosts: Mapping[int, str]) -> float:
+    """Requests that met every objective per second of wall, as `rates` has it; several machines' are added."""
+    walls: dict[str, tuple[int, int]] = {}
+    for sample in steady:
+        host = hosts.get(sample.process, "")
+        begin_ns, end_ns = walls.get(host, (sample.scheduled_ns, sample.ended_ns))
+        walls[host] = min(begin_ns, sample.scheduled_ns), max(end_ns, sample.ended_ns)
+    met = Counter(hosts.get(sample.process, "") for sample in good)
+    return sum(met[host] / ((end_ns - begin_ns) / 1e9) for host, (begin_ns, end_ns) in walls.items())
 
 
 def printable(n: int, q: float) -> bool:

@@ -12,10 +12,12 @@
             "client": {"verdict", "saturated", "reasons", "limit_s", "lag_s", "lag_statistic", "lag_n", "hub_lag_p99_s",
                        "cpu"},
             "stream": {"token_events", "shared_read_share", "buffered"}, "off_plan": ["sentence", ...],
+            "goodput": {"met", "of", "share", "missed": {"ttft": 3}, "not_complete", "goodput_rps" | null} | null,
             "split": SPLIT | null, "server": SERVER | null,              of each request: split/by_request.py
             "averages": AVERAGES | null,                                 of the server's metrics: split/averages.py
             "clocks": {"kernel": 40}, "transports": {"gevent": 40}, "counted_by": {"server": 40}}],
  "cold": [{"config", "label", "ttft_s" | null, "verdict"}],               first warm-up request of each configuration
+ "goodput": {"objectives_s": {"ttft": 0.5}, "demanded_share": 0.95 | null} | null,        what --goodput asked for
  "missing": ["T 256→768", ...],                                           cells of the plan without a figure
  "verdicts": {"n", "counts": {...}, "by_phase": {"warmup": {...}}, "details": {"timeout": ["first", ...]}},
  "client": {"verdict": "ok" | "suspect" | "saturated", "saturated": false, "reasons": ["L 256→1: ...", ...]},
@@ -42,6 +44,7 @@ import numpy as np
 
 from loadtest import stats, trust
 from loadtest.datasets import repeats
+from loadtest.goodput import demanded, goodput
 from loadtest.plan import CONFIGS, PLANS, Cell
 from loadtest.sample import Sample
 from loadtest.split.averages import averages
@@ -225,8 +228,10 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
     for sample in samples:
         if sample.phase == "steady":
             groups[sample.cell.in_wave(None)].append(sample)
+    demand = demanded(run.get("options", {}))
     cells = [
         _cell(cell, steady, hosts, seen.get(tuple(getattr(cell, key) for key in _CLIENT_KEY)))
+        | {"goodput": demand and goodput(steady, hosts, demand["objectives_s"])}
         for cell, steady in sorted(groups.items(), key=lambda item: _reading_order(item[0]))
     ]
     for entry in cells:
@@ -246,6 +251,7 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         "http2": bool(run.get("options", {}).get("http2")),
         "cells": cells,
         "cold": _cold(samples),
+        "goodput": demand,
         "missing": missing,
         "verdicts": _verdicts(samples),
         "client": _client(cells),

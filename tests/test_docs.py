@@ -24,6 +24,7 @@ COMMANDS = (
     ("tokenclock probe", ["loadtest", "probe"]),
     ("tokenclock calibrate", ["loadtest", "calibrate"]),
     ("tokenclock report", ["loadtest", "report"]),
+    ("tokenclock compare", ["loadtest", "compare"]),
     ("tokenclock-server serve", ["server", "serve"]),
     ("tokenclock-server export", ["server", "export"]),
     ("tokenclock-server check", ["server", "check"]),

@@ -106,7 +106,8 @@ class OpenAiEndpoint:
         return read_event(event)
 
     def read_whole(self, body: bytes, headers: Mapping[str, str]) -> Reading:
-        return read_whole(body)._replace(server=told(headers))
+        reading = read_whole(body)
+        return reading._replace(server=told(headers) or reading.server)
 
     def error_of(self, body: bytes) -> str:
         message = message_of(body)

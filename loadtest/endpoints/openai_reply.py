@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from loadtest.endpoints.base import Reading, excerpt, whole_number
+from loadtest.endpoints.timing import told_by_llama_cpp
 from loadtest.sse import ServerSentEvent
 
 SAID_TO_KEEP_ALIVE = {"ping", "heartbeat", "keep-alive", "keepalive"}  # names of events that carry nothing
@@ -43,7 +44,7 @@ def read_event(event: ServerSentEvent) -> Reading:
     asked = whole_number(counts.get("prompt_tokens")) or None  # litellm writes zeros until it knows
     made = whole_number(counts.get("completion_tokens")) or None
     if choices == [] or (choices is None and counts):
-        return Reading(input_tokens=asked, new_tokens=made)
+        return Reading(input_tokens=asked, new_tokens=made, server=told_by_llama_cpp(said.get("timings")))
     choice = choices[0] if isinstance(choices, list) else None
     if counts and isinstance(choice, dict) and choice.keys() <= {"index", "logprobs"}:  # litellm's usage event
         return Reading(input_tokens=asked, new_tokens=made)
@@ -67,6 +68,7 @@ def read_event(event: ServerSentEvent) -> Reading:
         new_tokens=made,
         stopped=finish == "stop",
         full=finish == "length",
+        server=told_by_llama_cpp(said.get("timings")) if finish else None,
     )
 
 
@@ -96,6 +98,7 @@ def read_whole(body: bytes) -> Reading:
         error=f"the generation ended with finish_reason {finish!r}" if str(finish) in NOT_THE_END else None,
         input_tokens=whole_number(counts.get("prompt_tokens")) or None,
         new_tokens=made,
+        server=told_by_llama_cpp(said.get("timings")),
     )
 
 

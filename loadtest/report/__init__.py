@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loadtest.report import charts, markdown, split
+from loadtest.report import charts, goodput, markdown, split
 from loadtest.report.text import tables
 from loadtest.sample import read_samples
 from loadtest.summary import summarise
@@ -17,12 +18,14 @@ from loadtest.summary import summarise
 __all__ = ["show", "tables", "write"]
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, options: Mapping[str, Any] | None = None) -> Path:
     """Read samples.jsonl and run.json in `folder`, write the report beside them; returns the path of report.md.
 
-    Raises: SampleError (a line that is not a sample), ChartsError (matplotlib is missing), OSError.
+    options: other ones than the run was made with, of those that only a report depends on (`goodput`).
+    Raises: SampleError (a line that is not a sample), GoodputError, ChartsError (matplotlib is missing), OSError.
     """
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    run["options"] |= options or {}
     summary = summarise(list(read_samples(folder / "samples.jsonl")), run)
     content = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "summary.json").write_text(content + "\n", encoding="utf-8")
@@ -33,10 +36,10 @@ def write(folder: Path) -> Path:
     return report
 
 
-def show(folder: Path) -> dict[str, Any]:
+def show(folder: Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write the report and print its tables and its path; returns the content of summary.json. Raises: as `write`."""
-    report = write(folder)
+    report = write(folder, options)
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    print(tables(summary))
+    print("\n\n".join([*goodput.block(summary), tables(summary)]))
     print(f"\nreport: {report}")
     return summary

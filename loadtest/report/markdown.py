@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loadtest.report import doubts, server
+from loadtest.report import doubts, goodput, server
 from loadtest.report.clock import ERRORS, load_said
 from loadtest.report.escaping import escape
 from loadtest.report.grid import panels
@@ -36,6 +36,7 @@ def render(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Sequenc
         "\n".join(f"- {line}" for line in _measured(run)),
         *_page(summary, pictures[:-1]),
         *_cells(summary),
+        *goodput.section(summary),
         *_clock(summary["calibration"]),
         *server.sections(summary["cells"]),
         "## Verdicts\n\n" + _verdicts(summary["verdicts"]),

@@ -25,7 +25,8 @@ def _split(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     title = f"What the {split.whole(of)} consists of"
     said = (
         "Means, because the means of parts add up to the mean of the whole; medians don't. Each request is split by "
-        "itself: network + client is what it took less what the server told, so HTTP and both event loops are in it."
+        "itself: network + client is what it took less what the server told, so HTTP and both event loops are in it, "
+        "and the queue where the server doesn't tell that."
     )
     doubts = "".join(f"\n- **More than the whole**: {escape(each)}." for each in split.negative(of))
     picture = f"![{title}]({split.NAME}.png)"

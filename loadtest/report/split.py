@@ -16,6 +16,7 @@ NAME = "split"  # of the picture
 #: Colours stay with a part, whatever else is told.
 PARTS = {
     "network_s": ("network + client", PALETTE[4]),
+    "network_and_queue_s": ("network + client + queue", "#999999"),
     "validation_s": ("validation", PALETTE[3]),
     "queue_s": ("queue", PALETTE[1]),
     "prefill_s": ("prefill", PALETTE[0]),

@@ -10,7 +10,8 @@ In summary.json, all in seconds:
 SPLIT = {"of": "ttft_s" | "latency_s", "n", "mean_s",       latency: of replies that came whole; mean_s: of n requests
          "parts": {"network_s", "queue_s", "prefill_s"}     means; they add up to mean_s
                   | {"network_s", "queue_s", "prefill_s", "decode_s"}
-                  | {"network_s", "validation_s", "queue_s", "inference_s"},
+                  | {"network_s", "validation_s", "queue_s", "inference_s"}
+                  | {"network_and_queue_s", "prefill_s"} | {"network_and_queue_s", "prefill_s", "decode_s"},
          "negative": {"n", "least_s" | null}}               requests of which the server tells more than the client saw
 SERVER = {"n", "validation_s", "queue_s", "prefill_s", "inference_s", "decode_s",     medians; null where not printable
           "steps_by_batch_size": {"4": 3}}
@@ -28,8 +29,12 @@ from loadtest import stats
 from loadtest.sample import Sample
 
 #: What a server must tell for a split, the finest first: of a TTFT, and of a reply that came whole.
-OF_TTFT = (("queue_s", "prefill_s"),)
-OF_LATENCY = (("queue_s", "prefill_s", "decode_s"), ("validation_s", "queue_s", "inference_s"))
+OF_TTFT = (("queue_s", "prefill_s"), ("prefill_s",))
+OF_LATENCY = (
+    ("queue_s", "prefill_s", "decode_s"),
+    ("validation_s", "queue_s", "inference_s"),
+    ("prefill_s", "decode_s"),
+)
 TOLD = ("validation_s", "queue_s", "prefill_s", "inference_s", "decode_s")
 
 
@@ -44,14 +49,16 @@ def parts(sample: Sample) -> dict[str, float] | None:
     """`{"network_s", "queue_s", "prefill_s"}` of one request, in seconds; they add up to its TTFT (or latency).
 
     network_s = what the client measured − what the server told. It is negative where the server tells more than the
-    client waited. None where the server tells too little.
+    client waited. Where the server tells no queue, the remainder has that in it and is `network_and_queue_s`. None
+    where the server tells too little.
     """
     whole_s = stats.ttft_s(sample) if sample.streamed else stats.latency_s(sample)
     said = {name: seconds((sample.server or {}).get(name)) for name in TOLD}
     for names in OF_TTFT if sample.streamed else OF_LATENCY:
         told = {name: value for name in names if (value := said[name]) is not None}
         if whole_s is not None and len(told) == len(names):
-            return {"network_s": whole_s - sum(told.values()), **told}
+            rest = "network_s" if "queue_s" in told else "network_and_queue_s"
+            return {rest: whole_s - sum(told.values()), **told}
     return None
 
 
@@ -68,7 +75,7 @@ def split(complete: Iterable[Sample]) -> dict[str, Any] | None:
     if not alike:
         return None
     (streamed, *names), members = max(alike.items(), key=lambda item: len(item[1]))
-    negative = [each["network_s"] for each in members if each["network_s"] < 0]
+    negative = [each[names[0]] for each in members if each[names[0]] < 0]
     return {
         "of": "ttft_s" if streamed else "latency_s",
         "n": len(members),

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import jsonschema
 import pytest
 
 from loadtest.truth.process import truth
-from tests.e2e.conftest import ROOT, tokenclock
+from tests.e2e.conftest import ROOT, Forked, tokenclock
 
 pytestmark = pytest.mark.e2e
 
@@ -97,12 +98,12 @@ def test_a_server_that_is_made_late_is_not_blamed_on_the_client():
     command = [sys.executable, "-m", "loadtest", *QUICK, "-t", "4s", "-u", "4", "--no-search", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
         server = the_truth_server_of(process.pid)
-        time.sleep(1)
-        for _ in range(8):  # it stands still for 150 of every 300 ms
-            os.kill(server, signal.SIGSTOP)
-            time.sleep(0.15)
-            os.kill(server, signal.SIGCONT)
-            time.sleep(0.15)
+        with suppress(ProcessLookupError):  # it is gone when its client has what it wants
+            while process.poll() is None:  # it stands still for 150 of every 300 ms
+                os.kill(server, signal.SIGSTOP)
+                time.sleep(0.15)
+                os.kill(server, signal.SIGCONT)
+                time.sleep(0.15)
         out, _ = process.communicate(timeout=60)
     (load,) = json.loads(out)["loads"]
     late_s, errors = load["server_late_s"]["p99"], load["errors"]
@@ -278,8 +279,8 @@ def test_ctrl_c_between_the_last_request_and_the_calibration_is_heard(tmp_path: 
         (["--transport", "boto3"], "invalid choice: 'boto3'"),
     ],
 )
-def test_bad_words_are_one_sentence_and_exit_code_2(arguments: list[str], sentence: str):
-    done = tokenclock("calibrate", *arguments)
+def test_bad_words_are_one_sentence_and_exit_code_2(forked: Forked, arguments: list[str], sentence: str):
+    done = forked("calibrate", *arguments)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 
 from loadtest.truth import Truth, truth
-from tests.e2e.conftest import BIN, ROOT, tokenclock
+from tests.e2e.conftest import BIN, ROOT, Forked, tokenclock
 
 pytestmark = pytest.mark.e2e
 
@@ -42,10 +42,12 @@ def write(folder: Path, lines: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def run(server: Truth, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run(
+    server: Truth, folder: Path, *more: str, by: Callable[..., subprocess.CompletedProcess[str]] = tokenclock
+) -> subprocess.CompletedProcess[str]:
     results = str(folder / "results")
     where = ("--url", server.url, "-u", "3", "-t", "1s", "--results", results)
-    return tokenclock("run", *where, "--new-tokens", "20", *more, *model_for(more))
+    return by("run", *where, "--new-tokens", "20", *more, *model_for(more))
 
 
 def model_for(words: Iterable[str]) -> list[str]:
@@ -141,9 +143,9 @@ def test_where_the_endpoint_counts_no_prompts_that_is_said_before_and_after(serv
     assert "nobody counted the prompts' tokens, so there is no total throughput" in report
 
 
-def refused(server: Truth, folder: Path, sentence: str, *more: str) -> None:
+def refused(forked: Forked, server: Truth, folder: Path, sentence: str, *more: str) -> None:
     server.clear()
-    done = run(server, folder, *more)
+    done = run(server, folder, *more, by=forked)
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
@@ -164,9 +166,9 @@ def refused(server: Truth, folder: Path, sentence: str, *more: str) -> None:
     ],
 )
 def test_lines_that_cannot_be_sent_are_refused_before_anything_is_asked(
-    server: Truth, tmp_path: Path, kind: str, lines: list[dict[str, Any]], sentence: str
+    forked: Forked, server: Truth, tmp_path: Path, kind: str, lines: list[dict[str, Any]], sentence: str
 ):
-    refused(server, tmp_path, sentence, "--dataset", write(tmp_path, lines), "--endpoint-type", kind)
+    refused(forked, server, tmp_path, sentence, "--dataset", write(tmp_path, lines), "--endpoint-type", kind)
 
 
 def test_a_kind_of_line_that_comes_later_is_tried_too(server: Truth, tmp_path: Path):
@@ -192,16 +194,16 @@ def test_a_kind_of_line_that_comes_later_is_tried_too(server: Truth, tmp_path: P
     ],
 )
 def test_options_that_do_not_fit_are_one_sentence_and_exit_code_2(
-    server: Truth, tmp_path: Path, more: list[str], sentence: str
+    forked: Forked, server: Truth, tmp_path: Path, more: list[str], sentence: str
 ):
-    refused(server, tmp_path, sentence, *more)
+    refused(forked, server, tmp_path, sentence, *more)
 
 
 @pytest.mark.parametrize(
     "option", [("--dataset", "a"), ("--dataset-order", "shuffle"), ("--shared-prefix-tokens", "9")]
 )
-def test_a_plan_has_prompts_of_its_own(option: tuple[str, str], tmp_path: Path):
-    done = tokenclock("run", "--url", "http://127.0.0.1:1", "--plan", "published", "--results", str(tmp_path), *option)
+def test_a_plan_has_prompts_of_its_own(forked: Forked, option: tuple[str, str], tmp_path: Path):
+    done = forked("run", "--url", "http://127.0.0.1:1", "--plan", "published", "--results", str(tmp_path), *option)
     assert done.returncode == 2
     assert f"--plan fixes users and tokens, {option[0]} is for a free run: leave one of them out" in done.stderr
 

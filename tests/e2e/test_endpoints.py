@@ -67,7 +67,12 @@ def test_replies_that_come_whole_have_the_same_counts_and_no_first_token(server:
     assert not {"ttft_s", "ttft_text_s", "tpot_s", "itl_s"} & {
         name for name, metric in cell["metrics"].items() if metric["n"]
     }
-    assert "**Nothing was streamed**" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "**Nothing was streamed**" in report
+    assert cell["split"]["of"] == "latency_s"
+    assert cell["split"]["parts"].keys() == {"network_s", "queue_s", "prefill_s", "decode_s"}
+    assert sum(cell["split"]["parts"].values()) == pytest.approx(cell["metrics"]["latency_s"]["mean"])
+    assert "## What the latency consists of" in report
 
 
 @pytest.mark.parametrize("carrier", ["gevent", "httpx", "boto3"])

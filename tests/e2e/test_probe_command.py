@@ -26,7 +26,7 @@ import pytest
 
 from loadtest.probe import facts
 from loadtest.truth import truth
-from tests.e2e.conftest import ROOT, SCHEDULE_SERVER, tokenclock
+from tests.e2e.conftest import ROOT, SCHEDULE_SERVER, Forked, tokenclock
 from tests.loadtest.sagemaker_fixtures import runtime
 from tests.loadtest.test_transports import Certificates, by_address, certificates, relay  # noqa: F401  (fixtures)
 from tests.schedule_server import framed
@@ -310,8 +310,8 @@ def test_an_endpoint_that_refuses_to_count_prompts_is_asked_all_the_same():
         (["http://127.0.0.1:1", "--prompt", "x", "--tokenizer", "t.json"], "leave --tokenizer out"),
     ],
 )
-def test_what_cannot_be_asked_is_a_sentence_and_exit_code_2(arguments: list[str], reason: str):
-    done = tokenclock("probe", *arguments)
+def test_what_cannot_be_asked_is_a_sentence_and_exit_code_2(forked: Forked, arguments: list[str], reason: str):
+    done = forked("probe", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert reason in done.stderr
     assert done.stderr.count("\n") == 1

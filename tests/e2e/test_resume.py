@@ -30,7 +30,7 @@ import pytest
 from loadtest.prompts import probe_text
 from loadtest.report import write
 from loadtest.truth.process import truth
-from tests.e2e.conftest import ROOT, SCHEDULE_SERVER, tokenclock
+from tests.e2e.conftest import ROOT, SCHEDULE_SERVER, Forked, tokenclock
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]  # five processes, one after the other
 
@@ -130,7 +130,7 @@ def ended_at(results: Path, command: list[str], least: int, number: int) -> tupl
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(forked: Forked, tmp_path_factory: pytest.TempPathFactory) -> Story:
     results = tmp_path_factory.mktemp("results")
     with truth(first=0.005, gap=0.0005) as server, another_server() as other, Relay(server.port) as relay:
         first, second = sorted(random.sample(range(1, 60), 2))
@@ -157,11 +157,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         assert code == 130, story
         relay.to = other
         story.at_refusal = story.files()
-        story.done["another"] = tokenclock("run", "--resume", str(folder))
+        story.done["another"] = forked("run", "--resume", str(folder))
         story.after_refusal = story.files()
         relay.to = server.port
         story.done["last"] = tokenclock("run", "--resume", str(folder))
-        story.done["once more"] = tokenclock("run", "--resume", str(folder))
+        story.done["once more"] = forked("run", "--resume", str(folder))
         story.prompts = relay.prompts(server.port)
     return story
 

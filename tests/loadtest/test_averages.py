@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,16 @@ def test_averages_are_of_what_was_counted_between_the_two_reads(server: Server):
     assert said["client_ttft_s"] == pytest.approx(0.1)
     assert said["rest_s"] == pytest.approx(0.03)
     assert (said["reason"], said["doubts"]) == (None, [])
+
+
+def test_a_run_that_went_on_compares_the_requests_of_the_process_that_read(server: Server):
+    vllm = Vllm()
+    found = pair(server, vllm.page(), vllm.served(0.05, 0.01, 0.02).served(0.05, 0.01, 0.02).page())
+    assert found is not None
+    samples = [replace(each, process=min(number, 1)) for number, each in enumerate(ours(3))]
+    said = averages(KEY, samples, [found | {"process": 1}])
+    assert said is not None
+    assert (said["sent"], said["counted"], said["doubts"]) == (2, 2, [])
 
 
 def test_others_requests_are_told_and_leave_no_difference_to_believe_in(server: Server):

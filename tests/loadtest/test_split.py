@@ -23,6 +23,7 @@ from loadtest.plan import Asked, Cell
 from loadtest.report import write
 from loadtest.sample import Got, Sample, write_samples
 from loadtest.split.by_request import split
+from loadtest.sse import ServerSentEvent
 from loadtest.verdict import Verdict
 
 MS = 1_000_000
@@ -155,9 +156,9 @@ def test_a_label_with_what_matplotlib_takes_for_a_formula_is_drawn_as_it_is(tmp_
         None,
         {},
         {"queue_s": 0.001},
-        {"queue_s": "soon", "prefill_s": 0.01},
-        {"queue_s": True, "prefill_s": 0.01},
-        {"queue_s": -0.001, "prefill_s": 0.01},
+        {"queue_s": 0.01, "prefill_s": "soon"},
+        {"queue_s": 0.01, "prefill_s": True},
+        {"queue_s": 0.01, "prefill_s": -0.001},
         {"queue_s": None, "prefill_s": [1], "batch_sizes": {"x": 1, "2": "y"}},
         {"batch_sizes": 7},
     ],
@@ -183,6 +184,16 @@ def test_the_latency_of_a_whole_reply_is_split_as_its_headers_tell(tmp_path: Pat
     ours = split([sample(0, 100.0, tells(10.0, 30.0) | {"decode_s": 0.05}, streamed=False)])
     assert ours is not None
     assert ours["parts"] == pytest.approx({"network_s": 0.01, "queue_s": 0.01, "prefill_s": 0.03, "decode_s": 0.05})
+
+
+def test_without_a_queue_told_the_remainder_is_called_what_it_is(tmp_path: Path):
+    report = written(tmp_path, [sample(0, 100.0, {"prefill_s": 0.06, "decode_s": 0.5})])
+    assert "| cell | requests | mean TTFT | network + client + queue | prefill |" in report
+    assert "| 4 users 100→1 | 1 | 100.0 ms | 40.0 ms (40 %) | 60.0 ms (60 %) |" in report
+    assert "network + client + queue" in texts(tmp_path / "split.svg")
+    whole = split([sample(0, 700.0, {"prefill_s": 0.06, "decode_s": 0.5}, streamed=False)])
+    assert whole is not None
+    assert whole["parts"] == pytest.approx({"network_and_queue_s": 0.14, "prefill_s": 0.06, "decode_s": 0.5})
 
 
 def test_a_stream_is_not_split_by_times_that_include_its_decoding():
@@ -216,6 +227,33 @@ def test_both_protocols_read_the_headers_of_a_whole_reply():
     assert TgiEndpoint(streams=False).read_whole(body, TGI).server == times
     body = b'{"choices": [{"text": "hi", "finish_reason": "length"}]}'
     assert OpenAiEndpoint("completions", "m", streams=False).read_whole(body, TGI).server == times
+
+
+TIMINGS = b'"timings": {"prompt_n": 5, "prompt_ms": 320.5, "predicted_n": 2, "predicted_ms": 44}'
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}], %s}',
+        b'{"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}, %s}',
+    ],
+)
+def test_llama_cpps_timings_come_with_the_last_chunk_or_with_the_usage(chunk: bytes):
+    endpoint = OpenAiEndpoint("chat", "m")
+    assert endpoint.read(ServerSentEvent("message", chunk % TIMINGS, None)).server == {
+        "prefill_s": 0.3205,
+        "decode_s": 0.044,
+    }
+    assert endpoint.read(ServerSentEvent("message", chunk % b'"timings": {"prompt_ms": "x"}', None)).server is None
+    assert endpoint.read(ServerSentEvent("message", chunk % b'"timings": [1]', None)).server is None
+
+
+def test_llama_cpps_timings_of_a_whole_reply_are_read_too():
+    endpoint = OpenAiEndpoint("completions", "m", streams=False)
+    body = b'{"choices": [{"text": "hi", "finish_reason": "length"}], %s}' % TIMINGS
+    assert endpoint.read_whole(body, {}).server == {"prefill_s": 0.3205, "decode_s": 0.044}
+    assert endpoint.read_whole(body, TGI).server == told(TGI), "what was asked for goes before"
 
 
 def test_the_tables_columns_add_up_as_they_are_printed(tmp_path: Path):
