@@ -42,6 +42,7 @@ try:
     )
     from loadtest.calibrate.arguments import add_calibrate, calibrate
     from loadtest.compare.arguments import add_compare, compare
+    from loadtest.distributed.arguments import add_spread, spread_of, worker_of
     from loadtest.split.arguments import add_metrics, page
 except ModuleNotFoundError as error:  # pip brought no extra at all: there aren't even options to read
     print(f"tokenclock: {remedy(error)}", file=sys.stderr)
@@ -79,7 +80,13 @@ def dispatch(asked: argparse.Namespace, words: Sequence[str] | None) -> int:
 
 
 def run(asked: argparse.Namespace) -> int:
-    chosen = options(asked)
+    if asked.worker:
+        host, port = worker_of(asked)
+        require(*needed(None, None))
+        from loadtest.distributed import worker
+
+        return worker.run(host, port, asked.parent, asked, options)
+    chosen = replace(options(asked), spread=spread_of(asked, echo(asked)))
     require("matplotlib")  # said before the measurement, not after it
     from loadtest import run as verb
 
@@ -225,6 +232,7 @@ def parser(begun: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
         metavar="DIR",
         help="go on with a plan that was interrupted, in its folder and with its options: the waves it lacks",
     )
+    add_spread(verb.add_argument_group("in several processes"))
     verb.set_defaults(**begun or {})
     _add_probe(verbs)
     add_calibrate(verbs)
@@ -352,7 +360,7 @@ def options(asked: argparse.Namespace) -> Options:
 
 
 def echo(asked: argparse.Namespace) -> dict[str, Any]:
-    return {name: shown(value) for name, value in sorted(vars(asked).items()) if name != "verb"}
+    return {name: shown(value) for name, value in sorted(vars(asked).items()) if name not in ("verb", "parent")}
 
 
 def fail(sentence: str) -> int:

@@ -13,6 +13,7 @@ import codecs
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -179,15 +180,22 @@ class DatasetPrompts:
         self.dataset = dataset
         self.order: Order = order
         self.drawn = 0
+        self._process, self._of = 0, 1
         self._lines: Sequence[Line] = dataset.lines
         if order == "shuffle":
             self._lines = list(dataset.lines)
             random.Random(seed).shuffle(self._lines)  # noqa: S311 - a load, not a secret
 
     def drawn_for(self, cell: Cell) -> tuple[Prompt, Asked]:
-        line = self._lines[self.drawn % len(self._lines)]
+        line = self._lines[(self._process + self.drawn * self._of) % len(self._lines)]
         self.drawn += 1
         return line.prompt, line.asked
+
+    def among(self, process: int, of: int) -> DatasetPrompts:
+        """The share of one of several processes that deal by turns, from the same seed: every of-th line."""
+        dealt = copy(self)
+        dealt._process, dealt._of = process, of
+        return dealt
 
     def repeats(self, requests: int) -> str | None:
         """One sentence where so many requests sent a prompt more than once."""

@@ -11,8 +11,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import gevent
@@ -21,6 +22,7 @@ from loadtest.arrivals import Arrivals
 from loadtest.datasets import Dataset, DatasetPrompts
 from loadtest.datasets import Order as DatasetOrder
 from loadtest.dispatch import ClosedLoop, Dispatch, Waves, ids
+from loadtest.distributed.spread import Spread
 from loadtest.interruption import GaveUp
 from loadtest.kept import NOTHING, Kept, Lack
 from loadtest.live.counting import Live
@@ -65,7 +67,23 @@ class Options:
     new_tokens: int
     dataset: Dataset | None  # None: prompts are made
     dataset_order: DatasetOrder
+    spread: Spread | None = None  # over several processes; None: this one alone
     live: Live = field(default_factory=Live)  # what is known while it runs
+
+
+@contextmanager
+def serving(options: Options, config: Config | None, recorder: Recorder) -> Iterator[tuple[str, str | None]]:
+    """(URL, command): a server of our own, or the one at --url, which has no command."""
+    if options.serve is None:
+        assert options.url is not None, "the command line makes sure of --url or --serve"
+        yield options.url, None
+        return
+    slots = config.slots if config else options.users
+    name = config.name if config else "run"
+    say(f"serving {name}: {slots} slot{'s' if slots != 1 else ''}")
+    log = recorder.folder / f"server-{name}{f'-{recorder.process}' if recorder.process else ''}.log"
+    with served(options.serve, slots, log, options.serve_timeout_s) as found:
+        yield found
 
 
 @contextmanager
@@ -80,15 +98,7 @@ def site(
     Raises: EndpointError where it can't be measured, or is another than the one that the run was begun with.
     """
     again = f"-{recorder.process}" if recorder.process else ""
-    with ExitStack() as stack:
-        url, command = options.url, None
-        if options.serve is not None:
-            slots = config.slots if config else options.users
-            name = config.name if config else "run"
-            say(f"serving {name}: {slots} slot{'s' if slots != 1 else ''}")
-            log = recorder.folder / f"server-{name}{again}.log"
-            url, command = stack.enter_context(served(options.serve, slots, log, options.serve_timeout_s))
-        assert url is not None, "the command line makes sure of --url or --serve"
+    with serving(options, config, recorder) as (url, command):
         found = look(url, f"{options.seed}-{config.name if config else 'free'}{again}")
         for note in found.notes:
             say(note)
@@ -151,24 +161,32 @@ def _measure_cell(
     recorder.server_metrics(found.metrics.after(cell, ["steady"]))
 
 
+def look_free(options: Options, url: str, seed: str) -> Site:
+    """The endpoint of a free run. Raises: EndpointError."""
+    if options.dataset is not None:
+        return options.look.at_with(url, seed, options.dataset, options.dataset_order)
+    return options.look.at(url, seed, [options.input_tokens], options.input_tokens + options.new_tokens)
+
+
+def free_cell(options: Options, found: Site) -> Cell:
+    """The one cell of a free run."""
+    cell = Cell(None, found.description.slots, options.users, options.input_tokens, options.new_tokens)
+    if options.dataset is None:
+        return cell
+    return replace(cell, input_tokens=None, new_tokens=None, dataset=options.dataset.name)
+
+
 @contextmanager
 def free_site(options: Options, recorder: Recorder) -> Iterator[tuple[Site, Cell]]:
     """The endpoint and the one cell of a free run, and on the way out what became of its prompts."""
-
-    def look(url: str, seed: str) -> Site:
-        if options.dataset is not None:
-            return options.look.at_with(url, seed, options.dataset, options.dataset_order)
-        return options.look.at(url, seed, [options.input_tokens], options.input_tokens + options.new_tokens)
-
-    with site(options, None, recorder, look) as found:
-        cell = Cell(None, found.description.slots, options.users, options.input_tokens, options.new_tokens)
+    with site(options, None, recorder, partial(look_free, options)) as found:
         recorder.shared_prefix(options.look.shared.tokens if options.look.shared else 0)
         if not isinstance(prompts := found.prompts, DatasetPrompts):
-            yield found, cell
+            yield found, free_cell(options, found)
             return
         recorder.dataset(prompts.said())
         try:
-            yield found, replace(cell, input_tokens=None, new_tokens=None, dataset=prompts.dataset.name)
+            yield found, free_cell(options, found)
         finally:
             recorder.dataset(prompts.said())
             if said := prompts.repeats(recorder.complete + recorder.other):
@@ -186,7 +204,7 @@ def measure_free(options: Options, recorder: Recorder) -> None:
         with Progress(options.run_time_s) as progress:
             monitor.start()
             with spawned(load, options.users, drain_s=options.timeouts.total_s) as users:
-                for _ in _until_over(options.run_time_s, progress):
+                for _ in until_over(options.run_time_s, progress):
                     assert users.environment.runner is not None
                     running = users.environment.runner.user_count
                     progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
@@ -205,24 +223,29 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
         with Progress(options.run_time_s) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
             dispatch.begin()
             monitor.start()
-            for _ in _until_over(options.run_time_s, progress):
+            for _ in until_over(options.run_time_s, progress):
                 said = f"{recorder.complete} complete, {recorder.other} not, {dispatch.waiting_late} overdue"
                 progress.now(f"{cell.label}: {said}")
             progress.now(f"{cell.label}: the time is over, what was due is still sent")
             unsent = 0 if dispatch.join(options.timeouts.total_s) else dispatch.waiting_late
         recorder.client(cell, monitor.stop())
         recorder.server_metrics(found.metrics.after(cell, PHASES))
-        recorder.open_loop(arrivals, options.run_time_s, options.users, dispatch.taken, dispatch.late, unsent)
-        if not dispatch.taken:
-            raise GaveUp(f"no request was due in {options.run_time_s:g} s: raise --rate or -t")
-        busy = f"all {options.users} users were busy"
-        if unsent:
-            raise GaveUp(f"{unsent} scheduled requests were never sent: {busy}; raise -u or lower --rate")
-        if dispatch.late:
-            say(f"{dispatch.late} of {dispatch.taken} requests were late because {busy}: raise -u")
+        schedule_kept(options, arrivals, recorder, dispatch.taken, dispatch.late, unsent)
 
 
-def _until_over(run_time_s: float, progress: Progress) -> Iterator[None]:
+def schedule_kept(options: Options, arrivals: Arrivals, recorder: Recorder, taken: int, late: int, unsent: int) -> None:
+    """Into run.json, and in words where it wasn't. Raises: GaveUp where requests were never sent."""
+    recorder.open_loop(arrivals, options.run_time_s, options.users, taken, late, unsent)
+    if not taken:
+        raise GaveUp(f"no request was due in {options.run_time_s:g} s: raise --rate or -t")
+    busy = f"all {options.users} users were busy"
+    if unsent:
+        raise GaveUp(f"{unsent} scheduled requests were never sent: {busy}; raise -u or lower --rate")
+    if late:
+        say(f"{late} of {taken} requests were late because {busy}: raise -u")
+
+
+def until_over(run_time_s: float, progress: Progress) -> Iterator[None]:
     """Now and then, until a free run's time is over; the bar moves on with it."""
     begun = now = time.monotonic()
     while now < begun + run_time_s:

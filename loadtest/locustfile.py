@@ -3,25 +3,28 @@
     locust                      # http://127.0.0.1:8089, then Start
     locust --headless -t 30s    # the table in the terminal
 
-Every request is one row of locust's own; TTFT, ITL and E2E stand beside it and leave `Aggregated` as it is. A test that
-runs in one process leaves its raw samples and a report in a folder of `--results-dir`.
+Every request is one row of locust's own; TTFT, ITL and E2E stand beside it and leave `Aggregated` as it is. A test
+leaves its raw samples and a report in a folder of `--results-dir`; those of workers come to their master.
 """
 
 from __future__ import annotations
 
-from loadtest.runner import Load, TokenUser  # isort: skip  (first: importing locust patches sockets)
+from loadtest.runner import Load, TokenUser, take_over, tell  # isort: skip  (first: importing locust patches sockets)
 
 import itertools
 import logging
 import time
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent.event import Event
 from locust import events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.runners import LocalRunner, MasterRunner, WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.arguments import (
     INPUT_TOKENS,
@@ -38,6 +41,8 @@ from loadtest.arguments import (
 from loadtest.books import Books
 from loadtest.datasets import DatasetPrompts
 from loadtest.dispatch import ClosedLoop, ids
+from loadtest.distributed.attached import Attached
+from loadtest.distributed.conductor import Conductor
 from loadtest.endpoints.base import EndpointError
 from loadtest.extras import needed, remedy, require
 from loadtest.live.counting import Live
@@ -48,7 +53,6 @@ from loadtest.plan import Cell
 from loadtest.record import Recorder
 from loadtest.redaction import guard_logs, hide
 from loadtest.report import write
-from loadtest.sample import Sample
 from loadtest.site import Look
 from loadtest.transport.base import Timeouts, monotonic_ns
 from loadtest.transport.choice import connecting, controlling, trusting
@@ -59,29 +63,36 @@ guard_logs()
 
 
 class StreamUser(TokenUser):
-    """The user that locust spawns; `load` is set when a test starts."""
+    """The user that locust spawns; `load` is set when a test starts, and nobody begins before."""
+
+    decided = Event()  # what `load` is
+
+    def on_start(self) -> None:
+        self.decided.wait()
+        super().on_start()
 
 
 class Test:
     """Everything between Start and Stop in this process."""
 
-    def __init__(self, environment: Environment) -> None:
-        """Raises: Usage; TlsError; ModuleNotFoundError where an extra is missing; EndpointError where the endpoint
-        can't be measured; OSError where results can't be written.
+    def __init__(self, environment: Environment, master: Attached | None) -> None:
+        """master: a worker's.
+
+        Raises: Usage; TlsError; ModuleNotFoundError where an extra is missing; EndpointError where the endpoint can't
+        be measured; OSError where results can't be written.
         """
         asked = environment.parsed_options
         runner = environment.runner
         assert asked is not None
         assert runner is not None
-        process = runner.worker_index if isinstance(runner, WorkerRunner) else 0
-        users = runner.target_user_count
-        seed = asked.seed or time.time_ns()
+        task = master.task() if master else alone(asked, runner.target_user_count)
+        if task is None:
+            raise Usage("the master says nothing of a test: is it another version of tokenclock?")
+        process, users, seed = task["process"], task["users"], task["seed"]
         require(*needed(environment.host, asked.tokenizer))
         tls = trusting(asked.transport, asked.cacert and Path(asked.cacert), asked.insecure, asked.http2)
         check_wire(asked, environment.host)
         lines = dataset(asked, None if asked.input_tokens == INPUT_TOKENS else asked.input_tokens)
-        if asked.shared_prefix_tokens and isinstance(runner, WorkerRunner) and not asked.seed:
-            raise Usage("each worker would draw a prefix of its own: give all of them one --seed")
         look = Look(
             connecting(asked.transport, tls),
             controlling(asked.transport, tls),
@@ -94,46 +105,45 @@ class Test:
             found = look.at(url, own_seed, [asked.input_tokens], asked.input_tokens + asked.new_tokens)
             self.cell = Cell(None, found.description.slots, users, asked.input_tokens, asked.new_tokens)
         else:
-            found = look.at_with(url, own_seed, lines, asked.dataset_order or "shuffle")
+            found = look.at_with(url, f"{seed}", lines, asked.dataset_order or "shuffle")
             self.cell = Cell(None, found.description.slots, users, None, None, dataset=lines.name)
-            if isinstance(runner, WorkerRunner):
-                logger.warning("each worker draws from the whole of %s: prompts come once for each", lines.name)
-        self.prompts = found.prompts if isinstance(found.prompts, DatasetPrompts) else None
+        self.prompts: DatasetPrompts | None = None
+        if isinstance(found.prompts, DatasetPrompts):
+            self.prompts = found.prompts.among(process, task["of"])
         for note in found.notes:
             logger.info("%s", hide(note))
+        self._master, self._environment = master, environment
         self.recorder: Recorder | None = None
-        if isinstance(runner, LocalRunner):
-            self.recorder = Recorder(
-                Path(asked.results_dir),
-                f"{users}-users",
-                plan=None,
-                configs=[],
-                waves=None,
-                seed=seed,
-                options={name: value for name, value in vars(asked).items() if isinstance(value, str | int | float)},
-            )
+        if master is None:
+            self.recorder = recorded(asked, users, seed)
             self.recorder.endpoint(None, found.url, found.endpoint.protocol, found.description.info, None)
             self.recorder.shared_prefix(asked.shared_prefix_tokens)
             if self.prompts:
                 self.recorder.dataset(self.prompts.said())
+            run, keep, together = (
+                self.recorder.run,
+                self.recorder.add,
+                lambda: (runner.user_count, runner.target_user_count),
+            )
         else:
-            logger.info("raw samples are kept by a test in one process only; locust's tables have all requests")
-        run = self.recorder.run if self.recorder else "locust"
-        dispatch = ClosedLoop(
-            self.cell, found.prompts, ids(run, process), lambda: (runner.user_count, runner.target_user_count)
-        )
+            self.shipper = master.shipper(Path(asked.results_dir))
+            run, keep, together = self.shipper.run, self.shipper.keep, master.together
+            master.found(
+                {
+                    "url": found.url,
+                    "protocol": found.endpoint.protocol,
+                    "info": found.description.info,
+                    "shared_prefix_tokens": asked.shared_prefix_tokens,
+                }
+            )
+        dispatch = ClosedLoop(self.cell, self.prompts or found.prompts, ids(run, process), together)
         self.load = Load(
-            found.target, found.connect, found.endpoint, dispatch, run, process, Timeouts(), self.keep, self.fail,
+            found.target, found.connect, found.endpoint, dispatch, run, process, Timeouts(), keep, self.fail,
             live=Live(process),
         )  # fmt: skip
-        self._environment = environment
-        self.books = Books(environment, found.endpoint.route, self.keep, self.fail, self.load.live.kept)
+        self.books = Books(environment, found.endpoint.route, keep, self.fail, self.load.live.kept)
         self.monitor = Monitor(self.load.live.loop_lags_s)
         self.monitor.start()
-
-    def keep(self, sample: Sample) -> None:
-        if self.recorder:
-            self.recorder.add(sample)
 
     def fail(self, error: Exception) -> None:
         give_up(self._environment, f"the test can't go on: {error}")
@@ -142,19 +152,38 @@ class Test:
         self.books.close()
         seen = self.monitor.stop()
         self.load.live.end()
+        drawn = self.prompts.said() if self.prompts else None
+        if self._master is not None:
+            said = {"client": seen, "cell": asdict(self.cell), "dataset": drawn}
+            self._master.stopped({**said, **self.shipper.finish(self._master.patience_s)})
         if self.recorder is None:
             return
         self.recorder.client(self.cell, seen)
-        if self.prompts:
-            self.recorder.dataset(self.prompts.said())
-            if said := self.prompts.repeats(self.recorder.complete + self.recorder.other):
-                logger.warning("%s", said)
+        if self.prompts and drawn:
+            self.recorder.dataset(drawn)
+            if repeated := self.prompts.repeats(self.recorder.complete + self.recorder.other):
+                logger.warning("%s", repeated)
         self.recorder.close(interrupted=False)
         logger.info("report: %s", write(self.recorder.folder))
 
 
+def alone(asked: Any, users: int) -> dict[str, Any]:
+    """What a master says, for a process that has none."""
+    return {"process": 0, "of": 1, "users": users, "seed": asked.seed or time.time_ns()}
+
+
+def recorded(asked: Any, users: int, seed: int) -> Recorder:
+    """Raises: OSError."""
+    options = {name: value for name, value in vars(asked).items() if isinstance(value, str | int | float)}
+    return Recorder(
+        Path(asked.results_dir), f"{users}-users", plan=None, configs=[], waves=None, seed=seed, options=options
+    )
+
+
 running: Test | None = None
-alone = Alone()  # what this process sees
+conductor: Conductor | None = None  # of a master
+master: Attached | None = None  # of a worker
+own = Alone()  # what this process sees
 workers: Workers | None = None  # what those of a master see
 
 
@@ -189,35 +218,75 @@ class OffTheWebPage:
 
 
 @events.init.add_listener
+def connect(environment: Environment, **_: object) -> None:
+    """Of several processes: be ready for what master and worker say of samples, from before the first test."""
+    global conductor, master
+    runner = environment.runner
+    if isinstance(runner, MasterRunner):
+        take_over(runner)
+        conductor = Conductor(runner, partial(tell, runner))
+    elif isinstance(runner, WorkerRunner):
+        master = Attached(runner, partial(tell, runner), partial(stop, runner))
+        environment.events.quitting.add_listener(lambda **_: stop(runner))  # before locust says goodbye
+        if environment.parsed_options is not None and environment.parsed_options.processes:
+            master.end_with_parent()
+
+
+@events.init.add_listener
 def watch(environment: Environment, **_: object) -> None:
+    """Be ready to say what is seen, from before the first test."""
     global workers
     if isinstance(environment.runner, WorkerRunner):
-        report(environment, alone)
+        report(environment, own)
         return
     if isinstance(environment.runner, MasterRunner):
         workers = gather(environment)
-    show(environment, workers or alone, logger.info)
+    show(environment, workers or own, logger.info)
 
 
 @events.test_start.add_listener
 def begin(environment: Environment, **_: object) -> None:
-    """Look at the endpoint before a user is spawned; where it can't be measured, say why and end the test."""
-    global running
+    """Look at the endpoint before a user begins; where it can't be measured, say why and end the test. A worker looks
+    while locust goes on, since nothing could be received meanwhile.
+    """
     StreamUser.load = None
+    StreamUser.decided.clear()
     if workers is not None:
         workers.begin()
-        return
+    if conductor is not None:
+        asked, runner = environment.parsed_options, environment.runner
+        assert asked is not None
+        assert runner is not None
+        users, seed = runner.target_user_count, asked.seed or time.time_ns()
+        try:
+            conductor.begin(recorded(asked, users, seed), seed)
+        except OSError as error:
+            give_up(environment, str(error))
+    elif master is not None:
+        gevent.spawn(measure, environment)
+    else:
+        measure(environment)
+
+
+def measure(environment: Environment) -> None:
+    global running
     try:
-        running = Test(environment)
+        running = Test(environment, master)
     except (Usage, TlsError, EndpointError, OSError) as error:
         give_up(environment, str(error))
-        return
     except ModuleNotFoundError as error:
         give_up(environment, remedy(error))
-        return
-    StreamUser.numbers = itertools.count()
-    StreamUser.load, StreamUser.books = running.load, running.books
-    alone.live = running.load.live
+    else:
+        StreamUser.numbers = itertools.count()
+        StreamUser.load, StreamUser.books = running.load, running.books
+        own.live = running.load.live
+    StreamUser.decided.set()
+
+
+def stop(runner: WorkerRunner) -> None:
+    """Of a worker, before locust's own messages stop it: nothing is received while those are followed."""
+    runner.stop()
+    runner.environment.stop_timeout = 0  # locust would wait for it once more
 
 
 def give_up(environment: Environment, sentence: str) -> None:
@@ -230,13 +299,19 @@ def give_up(environment: Environment, sentence: str) -> None:
 
 @events.quitting.add_listener
 def nothing_measured(environment: Environment, **_: object) -> None:
-    """A master whose workers could measure nothing says so by its exit code, as a single process does."""
-    if isinstance(environment.runner, MasterRunner) and environment.stats.total.num_requests == 0:
+    """A master whose workers could measure nothing says so by its exit code, as a single process does, and one that
+    lacks samples fails.
+    """
+    if conductor is not None and environment.stats.total.num_requests == 0:
         environment.process_exit_code = 2
+    elif conductor is not None and conductor.lost and environment.process_exit_code is None:
+        environment.process_exit_code = 1
 
 
 @events.test_stopping.add_listener
 def stopping(**_: object) -> None:
+    if conductor is not None:
+        conductor.end()  # before locust tells its workers to stop
     if running is not None:
         running.load.stopped_ns = monotonic_ns()
         running.load.dispatch.close()
@@ -245,6 +320,8 @@ def stopping(**_: object) -> None:
 @events.test_stop.add_listener
 def end(**_: object) -> None:
     global running
-    if running is not None:
-        running.close()
-        running = None
+    test, running = running, None
+    if test is not None:
+        test.close()
+    if conductor is not None:
+        conductor.end()

@@ -79,13 +79,18 @@ class OpenLoop:
         self.taken = 0  # requests handed out
         self.late = 0  # those that no user waited for at their instant: all were busy
 
-    def begin(self) -> None:
-        """Start the schedule now. Blocks until all users wait: connecting them is no part of the run."""
-        while len(self._idle) < self._cell.concurrency and not self._closed:
+    def begin(self, at_ns: int | None = None) -> None:
+        """Start the schedule now, when all users wait (connecting them is no part of the run), or at that instant."""
+        if at_ns is None:
+            self.gather(self._cell.concurrency)
+        self._begun_ns = self._clock() if at_ns is None else at_ns
+        gevent.spawn(self._pace)
+
+    def gather(self, users: int) -> None:
+        """Blocks until so many users wait: where others of the cell are in other processes, before `begin`."""
+        while len(self._idle) < users and not self._closed:
             self._changed.clear()
             self._changed.wait()
-        self._begun_ns = self._clock()
-        gevent.spawn(self._pace)
 
     def take(self, user: int) -> Order | None:
         """Blocks until a request is due; after the last one, until `close`."""

@@ -10,6 +10,7 @@ import fcntl
 import json
 import mmap
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ from loadtest.arrivals import Arrivals
 from loadtest.machine import clocks, machine, process, versions
 from loadtest.plan import Cell
 from loadtest.sample import SCHEMA, Sample
+
+COMPLETE = b'"verdict":"complete"'  # as `Sample.to_json` writes it: in a text the quotes would be escaped
 
 
 class Recorder:
@@ -66,6 +69,7 @@ class Recorder:
             "dataset": None,
             "shared_prefix_tokens": 0,
             "open_loop": None,
+            "distributed": None,
             "resumed": [],
             "interrupted": True,  # until it is closed otherwise
         }
@@ -163,12 +167,23 @@ class Recorder:
         }
         self._write()
 
-    def client(self, cell: Cell, seen: dict[str, Any]) -> None:
-        """How late the client was and what it burned, during one cell."""
+    def client(self, cell: Cell, seen: dict[str, Any], process: int | None = None) -> None:
+        """How late a process of the client was and what it burned, during one cell. process: None is this one."""
         named = {name: getattr(cell, name) for name in ("config", "concurrency", "input_tokens", "new_tokens")}
-        self._run["client"].append({**named, **seen})
+        self._run["client"].append({"process": self.process if process is None else process, **named, **seen})
         with suppress(OSError):  # no room: the next sample says so
             self._write()
+
+    def workers(self, processes: list[dict[str, Any]]) -> None:
+        """The processes that measure, in this one's place: `machine.process` of each."""
+        self._run["processes"] = processes
+        self._run["distributed"] = {"workers": [], "missing": []}
+        self._write()
+
+    def distributed(self, workers: list[dict[str, Any]], missing: list[str]) -> None:
+        """What came of each worker, and what did not come: see run.schema.json."""
+        self._run["distributed"] = {"workers": workers, "missing": missing}
+        self._write()
 
     @property
     def calibrated(self) -> bool:
@@ -191,6 +206,15 @@ class Recorder:
             self.complete += 1
         else:
             self.other += 1
+
+    def add_lines(self, lines: Sequence[bytes]) -> None:
+        """Samples that came as lines of samples.jsonl, without newlines."""
+        for line in lines:
+            self._samples.write(line.decode("ascii") + "\n")
+            if COMPLETE in line:
+                self.complete += 1
+            else:
+                self.other += 1
 
     def close(self, interrupted: bool) -> None:
         self.release()

@@ -45,6 +45,11 @@ def run(options: Options, echo: dict[str, Any], resume: Path | None = None) -> i
     wanting = plan is None or lacks_waves(options, plan, kept)
 
     def work() -> None:
+        if options.spread:
+            from loadtest.distributed.master import measure_spread
+
+            measure_spread(options, options.spread, recorder)
+            return
         with exported(Alone(options.live), options.results, say):
             if plan:
                 measure_plan(options, plan, recorder, kept)
@@ -106,6 +111,8 @@ def _go_on(recorder: Recorder, wanting: bool) -> None:
 def _calibrate(recorder: Recorder, options: Options, problem: BaseException | None) -> None:
     """The client's own error at this run's loads, or why it isn't known: into run.json."""
     later = f"`tokenclock calibrate --like {recorder.folder}` does it"
+    if options.spread and options.calibrate and problem is None:
+        return  # its workers did, each on its machine
     if not options.calibrate:
         found: dict[str, Any] = {"loads": [], "reason": f"--no-calibrate was said; {later}"}
     elif problem is not None:
@@ -134,4 +141,5 @@ def _report(recorder: Recorder, options: Options, problem: BaseException | None)
     saturated = summary["client"]["saturated"]
     if saturated:
         say("the client was the bottleneck: " + "; ".join(summary["client"]["reasons"]) + f"; remedy: {REMEDY}")
-    return 1 if problem is not None or bad or short or (saturated and SATURATED not in options.allow) else 0
+    missed = bad or short or summary["lost"]
+    return 1 if problem is not None or missed or (saturated and SATURATED not in options.allow) else 0

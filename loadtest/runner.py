@@ -7,16 +7,19 @@ What becomes of their samples: `books.py`.
 
 from __future__ import annotations
 
-from locust import User, constant, stats, task  # isort: skip  (first: it patches)
+from locust import User, constant, runners, stats, task  # isort: skip  (first: it patches)
 import inspect
 import itertools
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import zmq
+from locust.dispatch import UsersDispatcher
 from locust.env import Environment
-from locust.exception import StopUser
+from locust.exception import RPCError, StopUser
 
 from loadtest.books import Books, collected_in_the_books
 from loadtest.dispatch import Dispatch, drained
@@ -29,6 +32,9 @@ from loadtest.transport.base import Connect, Connection, Target, Timeouts, Trans
 from loadtest.verdict import Verdict
 
 stats.bucket_response_time = three_digits  # type: ignore[assignment]  # the hook that locust documents; keys may be floats
+
+
+AWAY_S = 120  # how long a master and a worker may hear nothing of each other before they go on alone
 
 
 @dataclass(slots=True)
@@ -150,3 +156,65 @@ def spawned(load: Load, users: int, spawn_rate: float | None = None, drain_s: fl
             load.dispatch.close()
             runner.quit()
             bound.books.close()
+
+
+class Shares(UsersDispatcher):
+    """Users stay with the worker that they were given to: where one vanishes its users do too, and nobody's load grows;
+    where one comes back it has them still.
+    """
+
+    def add_worker(self, worker_node: Any) -> None: ...
+
+    def remove_worker(self, worker_node: Any) -> None: ...
+
+
+def master(host: str, port: int) -> runners.MasterRunner:
+    """A master that workers of `worker` can connect to; its own users it leaves to them. port: 0 for any free one.
+
+    Raises: OSError where it can't listen there.
+    """
+    # Locust gives a worker up after 3 s without a heartbeat, and after 60 s its users to the others.
+    runners.HEARTBEAT_LIVENESS = AWAY_S
+    runners.HEARTBEAT_DEAD_INTERNAL = -(2**31)
+    users = type(TokenUser.__name__, (TokenUser,), {"abstract": False})
+    environment = Environment(user_classes=[users], dispatcher_class=Shares)
+    try:
+        made = environment.create_master_runner(host, port)
+    except SystemExit as error:
+        raise OSError(f"port {port} of {host} is busy") from error
+    except RPCError as error:
+        raise OSError(str(error)) from error
+    take_over(made)
+    return made
+
+
+def dismiss(made: runners.MasterRunner) -> None:
+    """Send the workers home, and listen no more."""
+    made.quit()
+    made.server.close(linger=1000)
+
+
+def take_over(made: runners.MasterRunner) -> None:
+    """Let a worker that connects anew in, although its old connection isn't known to be dead: where a network was cut
+    that may take the kernel minutes, and without this zmq would ignore the worker until then.
+    """
+    made.server.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+
+
+def worker(host: str, port: int) -> runners.WorkerRunner:
+    """A worker, connected to its master; users are what `user_class` makes, and set before the master spawns any.
+
+    Raises: ConnectionError where there is no master for 5 minutes.
+    """
+    runners.MASTER_HEARTBEAT_TIMEOUT = AWAY_S
+    made = Environment().create_worker_runner(host, port)
+    made.environment.parsed_options = Namespace(headless=True)  # else locust reads the options of a locustfile
+    return made
+
+
+def tell(
+    runner: runners.MasterRunner | runners.WorkerRunner, kind: str, data: dict[str, Any], to: str | None = None
+) -> None:
+    """Send a message, or lose it, as a network may: zmq takes no more than 1,000 for one who is away."""
+    with suppress(RPCError):
+        runner.send_message(kind, data, to)

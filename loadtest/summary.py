@@ -19,6 +19,7 @@
  "cold": [{"config", "label", "ttft_s" | null, "verdict"}],               first warm-up request of each configuration
  "goodput": {"objectives_s": {"ttft": 0.5}, "demanded_share": 0.95 | null} | null,        what --goodput asked for
  "missing": ["T 256→768", ...],                                           cells of the plan without a figure
+ "lost": ["sentence", ...],                                               what didn't come of processes of the client
  "verdicts": {"n", "counts": {...}, "by_phase": {"warmup": {...}}, "details": {"timeout": ["first", ...]}},
  "client": {"verdict": "ok" | "suspect" | "saturated", "saturated": false, "reasons": ["L 256→1: ...", ...]},
  "calibration": {"loads": [CALIBRATED, ...], "reason"} | null,            run.json's: loadtest/calibrate/__init__.py
@@ -119,7 +120,13 @@ def _metrics(steady: Sequence[Sample], waves: stats.Waves | None, hosts: Mapping
     return found
 
 
-def _cell(cell: Cell, steady: Sequence[Sample], hosts: Mapping[int, str], seen: Mapping[str, Any] | None) -> Any:
+def _cell(
+    cell: Cell,
+    steady: Sequence[Sample],
+    hosts: Mapping[int, str],
+    seen: Mapping[int, Mapping[str, Any]],
+    names: Mapping[int, str],
+) -> Any:
     complete = [sample for sample in steady if sample.complete]
     waves = stats.waves(steady, hosts) if steady[0].cell.wave is not None else None
     named = asdict(cell)
@@ -139,7 +146,7 @@ def _cell(cell: Cell, steady: Sequence[Sample], hosts: Mapping[int, str], seen: 
                 sum(tokens for _, tokens, _ in sample.events) != sample.got.new_tokens for sample in complete
             ),
         },
-        "client": trust.client(steady, seen),
+        "client": trust.clients(steady, seen, names),
         "stream": trust.buffering(complete),
         "off_plan": trust.off_plan(complete, cell),
         "split": split(complete),
@@ -222,15 +229,19 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
     started = {each["process"]: each["start"]["wall_ns"] - each["start"]["mono_ns"] for each in run["processes"]}
     samples = sorted(samples, key=lambda each: (each.scheduled_ns + started.get(each.process, 0), each.id))
     hosts = {process["process"]: process["host"] for process in run["processes"]}
-    worst_last = sorted(run["client"], key=lambda entry: trust.loop_lag(entry)[0] or 0)  # of a cell in parts it counts
-    seen = {tuple(entry[key] for key in _CLIENT_KEY): entry for entry in worst_last}
+    names = {each["process"]: f"process {each['process']} ({each['host']}, {each['pid']})" for each in run["processes"]}
+    seen: dict[Any, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for entry in sorted(
+        run["client"], key=lambda entry: trust.loop_lag(entry)[0] or 0
+    ):  # the worst of a process stands
+        seen[tuple(entry[key] for key in _CLIENT_KEY)][entry.get("process", 0)] = entry
     groups: dict[Cell, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.phase == "steady":
             groups[sample.cell.in_wave(None)].append(sample)
     demand = demanded(run.get("options", {}))
     cells = [
-        _cell(cell, steady, hosts, seen.get(tuple(getattr(cell, key) for key in _CLIENT_KEY)))
+        _cell(cell, steady, hosts, seen[tuple(getattr(cell, key) for key in _CLIENT_KEY)], names)
         | {"goodput": demand and goodput(steady, hosts, demand["objectives_s"])}
         for cell, steady in sorted(groups.items(), key=lambda item: _reading_order(item[0]))
     ]
@@ -240,6 +251,7 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
     for load in calibration["loads"] if calibration else []:
         _doubt_the_clock([entry for entry in cells if entry["label"] in load["cells"]], load["errors"])
     missing = _missing(cells, run)
+    lost = (run.get("distributed") or {}).get("missing", [])
     used = {hosts.get(sample.process, "") for sample in samples}
     return {
         "schema": SCHEMA,
@@ -253,11 +265,13 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
         "cold": _cold(samples),
         "goodput": demand,
         "missing": missing,
+        "lost": lost,
         "verdicts": _verdicts(samples),
         "client": _client(cells),
         "calibration": calibration,
         "notes": [
             *_notes(cells, run, missing, used),
+            *lost,
             *_resumed(groups, run),
             *_repeats(samples, run),
             *_edges(samples),

@@ -21,7 +21,7 @@ SATURATED, SUSPECT, OK = "saturated", "suspect", "ok"  # verdicts on the client
 SUSPECT_OF_LIMIT = 0.5
 ERROR_LIMIT = 0.1  # of the median of what it is an error of
 SUSPECT_CPU = 0.9  # of a core: all that one process of ours can use
-REMEDY = "fewer users, a slower rate, or a machine with less else to do"
+REMEDY = "more --processes, fewer users, a slower rate, or a machine with less else to do"
 BUFFERED_SHARE = 0.5
 
 
@@ -111,6 +111,29 @@ def verdict_on_client(
     if cpu is not None and cpu > SUSPECT_CPU:
         reasons.append(f"the process used {100 * cpu:.0f} % of a core")
     return (SUSPECT if reasons else OK), reasons
+
+
+def clients(
+    steady: Sequence[Sample], seen: Mapping[int, Mapping[str, Any]], names: Mapping[int, str]
+) -> dict[str, Any]:
+    """`client` of the process that is worst off, and which that is: one that was late is not made up for by others.
+
+    seen: entries of run.json's `client`; names: of the processes, where there are several.
+    """
+    of: dict[int, list[Sample]] = {}
+    for sample in steady:
+        of.setdefault(sample.process, []).append(sample)
+    found = {process: client(samples, seen.get(process)) for process, samples in of.items()}
+    worst = max(found, key=lambda process: _badness(found[process]))
+    if len(found) == 1:
+        return found[worst]
+    name = names.get(worst, f"process {worst}")
+    return {**found[worst], "reasons": [f"{name}: {reason}" for reason in found[worst]["reasons"]]}
+
+
+def _badness(judged: Mapping[str, Any]) -> tuple[int, float]:
+    rank = (OK, SUSPECT, SATURATED).index(judged["verdict"])
+    return rank, max(judged["lag_s"] or 0.0, judged["hub_lag_p99_s"] or 0.0) / judged["limit_s"]
 
 
 def loop_lag(seen: Mapping[str, Any] | None) -> tuple[float | None, str]:

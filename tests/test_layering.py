@@ -43,6 +43,7 @@ PURE = {
         "loadtest.stats",
         "loadtest.trust",
     },
+    "loadtest/distributed/shipping.py": set(),
     "loadtest/calibrate/errors.py": {"loadtest.stats", "loadtest.trust", "loadtest.sample"},
     "loadtest/calibrate/shape.py": {"loadtest.stats", "loadtest.arrivals", "loadtest.plan", "loadtest.sample"},
     "loadtest/calibrate/search.py": set(),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from loadtest.calibrate.replay import replay  # isort: skip  (first: it patches)
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from loadtest.arrivals import Arrivals
 from loadtest.calibrate.shape import Shape, heaviest, shapes_of
 from loadtest.interruption import interruptible
 from loadtest.loads import say
@@ -35,6 +37,29 @@ def calibration(folder: Path) -> dict[str, Any]:
     except Exception as error:  # our own bug is no reason to lose a report
         problem = error
     return {"loads": loads, "reason": None if problem is None else hide(str(problem) or repr(problem))}
+
+
+def share(folder: Path, processes: int) -> dict[str, Any]:
+    """What each of so many processes is to replay of a run that they made together: `replay_share` takes it.
+
+    Raises: ShapeError; as `shapes_of`.
+    """
+    shape, cells = next(heaviest(shapes_of(folder)))
+    return {
+        "shape": shape.among(processes).said(),
+        "seconds": SECONDS,
+        "cells": [asdict(cell) for cell in cells],
+    }
+
+
+def replay_share(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """{"load": CALIBRATED} or {"problem": why there is none}. Raises nothing but an interruption."""
+    said, cells = asked["shape"], [Cell(**cell) for cell in asked["cells"]]
+    arrivals = Arrivals(**said["arrivals"]) if said["arrivals"] else None
+    try:
+        return {"load": replay(Shape(**{**said, "arrivals": arrivals}), asked["seconds"], cells)}
+    except Exception as error:  # our own bug is no reason to lose a report
+        return {"problem": hide(str(error) or repr(error))}
 
 
 def _of_run(folder: Path) -> list[tuple[Shape, float, Sequence[Cell]]]:

@@ -66,6 +66,17 @@ class Shape:
     def with_users(self, users: int) -> Shape:
         return replace(self, concurrency=users)
 
+    def among(self, processes: int) -> Shape:
+        """What each of so many processes has of it, the most of them; their schedules are dealt out by turns."""
+        if self.arrivals is None:
+            return self.with_users(math.ceil(self.concurrency / processes))
+        rate_per_s = self.arrivals.rate_per_s / processes
+        return replace(
+            self,
+            concurrency=math.ceil(self.concurrency / processes),
+            arrivals=replace(self.arrivals, rate_per_s=rate_per_s),
+        )
+
     def within(self, seconds: float) -> Shape:
         """Streams so short that `STREAMS` of a user's fit: tokens and the first wait by one factor, gaps only where two
         tokens need it. As many are in flight (an open loop's rate rises), no fewer tokens come a second, and requests

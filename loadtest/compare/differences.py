@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from loadtest.compare import blocks
+from loadtest.compare.blocks import TooFew, figures
 from loadtest.compare.intervals import ALPHA, LEAST, Ratio, ratio
 from loadtest.compare.measures import ENCODING, LOOP, OPEN_LOOP, WAVES, Measure, measure
 from loadtest.compare.sides import Pair, Run
@@ -82,8 +82,7 @@ def _in_place_of(usual: Measure, pair: Pair, asked: Sequence[Measure]) -> Measur
 
 def _difference(pair: Pair, a: Sequence[Run], b: Sequence[Run], one: Measure, rules: Rules) -> Difference | None:
     """None where a run has no such figure."""
-    figures = [[one.of(entry) for entry in side] for side in (pair.a, pair.b)]
-    of_a, of_b = ([each for each in side if each is not None] for side in figures)
+    of_a, of_b = ([value for entry in side if (value := one.of(entry)) is not None] for side in (pair.a, pair.b))
     if len(of_a) < len(a) or len(of_b) < len(b) or not all((*of_a, *of_b)):
         return None
     means = (_mean(of_a), _mean(of_b))
@@ -95,10 +94,9 @@ def _difference(pair: Pair, a: Sequence[Run], b: Sequence[Run], one: Measure, ru
     if not enough:
         try:
             of_a, of_b = (
-                [each for run in side for each in blocks.figures(run.samples[pair.key], run.hosts, one)]
-                for side in (a, b)
+                [each for run in side for each in figures(run.samples[pair.key], run.hosts, one)] for side in (a, b)
             )
-        except blocks.TooFew as error:
+        except TooFew as error:
             return Difference(pair.label, one, *means, of, (0, 0), None, NOISY, str(error))
     found, means = ratio(of_a, of_b, in_order=not enough), (_mean(of_a), _mean(of_b))
     verdict, why = _verdict(found, one, rules.margin)

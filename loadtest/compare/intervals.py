@@ -53,15 +53,16 @@ def ratio(a: Sequence[float], b: Sequence[float], in_order: bool = False) -> Rat
 
     a, b: positive figures, at least two of each. Infinite ones are requests that failed: where all of one side are and
     none of the other, the sides differ but for a chance of 1 in C(n, k), that of such an order by accident; where some
-    are, nothing can be said. in_order: they follow one another in time, and neighbours may still be alike: the variance
-    of each mean grows by 1 + 2 r, r the correlation of neighbours where it is positive.
+    are, nothing can be said. in_order: they follow one another in time, and neighbours may still be alike: the
+    variances grow by (1 + r) / (1 − r), as an autoregression's do; r is the larger of the sides' correlations.
     Source: B. L. Welch, The generalization of 'Student's' problem, Biometrika 34 (1947).
     """
     failed = [sum(map(math.isinf, side)) for side in (a, b)]
     if any(failed):
         return _with_failures(failed[0] / len(a), failed[1] / len(b), 1 / math.comb(len(a) + len(b), len(a)))
     logs = [np.log(np.asarray(side, dtype=float)) for side in (a, b)]
-    shares = [float(side.var(ddof=1)) / len(side) * (1 + 2 * _alike(side) * in_order) for side in logs]
+    alike = max(map(_alike, logs)) if in_order else 0.0
+    shares = [float(side.var(ddof=1)) / len(side) * (1 + alike) / (1 - alike) for side in logs]
     difference, error = float(logs[0].mean() - logs[1].mean()), math.sqrt(sum(shares))
     squares = sum(share**2 / (len(side) - 1) for share, side in zip(shares, logs, strict=True))
     freedom = sum(shares) ** 2 / squares if squares > 0 else 1.0
@@ -76,10 +77,12 @@ def ratio(a: Sequence[float], b: Sequence[float], in_order: bool = False) -> Rat
 
 
 def _alike(values: NDArray[np.float64]) -> float:
-    """The correlation of neighbours, less its bias of −1/n; 0 where it is negative, which would promise too much."""
+    """The correlation of neighbours, less its bias of −1/n: at least 0, since less would promise too much, and at most
+    0.8, beyond which so few figures tell nothing.
+    """
     rest = values - values.mean()
     squares = float((rest**2).sum())
-    return max(0.0, float((rest[1:] * rest[:-1]).sum()) / squares + 1 / len(values)) if squares > 0 else 0.0
+    return min(max(0.0, float((rest[1:] * rest[:-1]).sum()) / squares + 1 / len(values)), 0.8) if squares > 0 else 0.0
 
 
 def _with_failures(of_a: float, of_b: float, chance: float) -> Ratio:

@@ -15,11 +15,19 @@ def calibrated_said(calibration: Mapping[str, Any] | None) -> str:
     if calibration is None:
         return "not calibrated in this run"
     said = [
-        f"at {load_said(load['shape'])}: {errors_said(load['errors'])}{_but(load)}" for load in calibration["loads"]
+        f"at {_share(load)}{load_said(load['shape'])}: {errors_said(load['errors'])}{_but(load)}"
+        for load in calibration["loads"]
     ]
     if calibration["reason"] is not None:
         said.append(f"{'no more' if said else 'not'} calibrated in this run: {calibration['reason']}")
     return ("calibrated on loopback " if calibration["loads"] else "") + "; ".join(said)
+
+
+def _share(load: Mapping[str, Any]) -> str:
+    """Of a load that several processes shared, what each had."""
+    if "processes" not in load:
+        return ""
+    return f"the share of each of {load['processes']} processes at once, process {load['process']} the worst, "
 
 
 def _but(load: Mapping[str, Any]) -> str:

@@ -162,7 +162,7 @@ def test_a_row_that_has_no_counterpart_says_why(changes: dict[str, str], why: st
     [
         (lines(batch="0"), "own.csv, line 2: batch '0' is no whole number from 1 up"),
         (lines(batch=""), "own.csv, line 2: batch '' is no whole number from 1 up"),
-        (lines(input_tokens="many"), "own.csv, line 2: input_tokens 'many' is no whole number from 1 up; leave it empty"),
+        (lines(input_tokens="many"), "own.csv, line 2: input_tokens 'many' is no whole number from 1 up; leave"),
         (lines(metric="speed"), "own.csv, line 2: metric 'speed' is none that can be compared: write one of"),
         (lines(unit="ms"), "own.csv, line 2: unit 'ms' is no unit of throughput_output_only: write tok/s"),
         (lines(value="fast"), "own.csv, line 2: value 'fast' is no number from 0 up, such as 1.8"),

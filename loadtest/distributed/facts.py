@@ -1,0 +1,43 @@
+"""What run.json says of the processes, from what each said of itself."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from loadtest.distributed.crew import Member
+
+
+def processes(members: Iterable[Member]) -> list[dict[str, Any]]:
+    """run.json's `processes`. Machines that are called the same and aren't get different names: by the name it is
+    decided whose instants may be compared.
+    """
+    said = {m.process: (m.answers["task"]["who"], m.answers.get("stop")) for m in members if "task" in m.answers}
+    boots: dict[str, set[str]] = defaultdict(set)
+    for who, _ in said.values():
+        boots[who["host"]].add(who["boot"])
+    return [
+        {
+            "process": process,
+            "host": who["host"] if len(boots[who["host"]]) == 1 else f"{who['host']} ({who['boot'][:8]})",
+            "pid": who["pid"],
+            "start": who["start"],
+            "end": stopped["end"] if stopped else None,
+        }
+        for process, (who, stopped) in sorted(said.items())
+    ]
+
+
+def same_endpoint(members: Sequence[Member]) -> str | None:
+    """A sentence where two workers found different endpoints: their figures are not one run's."""
+    first = members[0].answers["task"]["found"]
+    for member in members[1:]:
+        found = member.answers["task"]["found"]
+        for what in ("protocol", "cell"):
+            if found[what] != first[what]:
+                return (
+                    f"{members[0].name} and {member.name} found different endpoints, {what} {first[what]} and "
+                    f"{found[what]}: let the URL mean the same on every machine"
+                )
+    return None

@@ -1,0 +1,228 @@
+"""The master of `tokenclock run`: workers come, are told what to measure, get their users, and give everything back."""
+
+from __future__ import annotations
+
+from loadtest import runner as locust_runner  # isort: skip  (first: importing locust patches sockets)
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import gevent
+
+from loadtest.arrivals import Arrivals
+from loadtest.calibrate.after import share
+from loadtest.calibrate.errors import worst
+from loadtest.distributed.children import Children, children
+from loadtest.distributed.crew import Crew, Member
+from loadtest.distributed.facts import processes, same_endpoint
+from loadtest.distributed.link import AGAIN_S
+from loadtest.distributed.spread import Spread
+from loadtest.interruption import GaveUp, Interrupted
+from loadtest.live.exporter import exported
+from loadtest.live.watch import gather
+from loadtest.loads import Options, say, schedule_kept, serving, until_over
+from loadtest.machine import boot
+from loadtest.plan import Cell
+from loadtest.progress import Progress
+from loadtest.record import Recorder
+from loadtest.redaction import hide
+
+START_S = 60.0  # for our own processes to be there
+LOOK_S = 600.0  # for workers to look at the endpoint
+USERS_S = 60.0  # for users to be there
+AHEAD_S = 0.1  # of the begin of an open loop it is told so long before
+DRAIN_S = 60.0  # that a worker may need beyond the longest request
+METRICS_S = 30.0  # to read a page of the server's metrics
+CALIBRATE_S = 120.0
+
+
+def measure_spread(options: Options, spread: Spread, recorder: Recorder) -> None:
+    """A free run in several processes; see `loadtest.distributed`.
+
+    Raises: GaveUp where it can't be measured, or where a worker can't go on; EndpointError where it can't be served.
+    """
+    recorder.workers([])
+    with serving(options, None, recorder) as (url, command):
+        _measure_at(url, command, options, spread, recorder)
+
+
+def _measure_at(url: str, command: str | None, options: Options, spread: Spread, recorder: Recorder) -> None:
+    try:
+        runner = locust_runner.master(spread.host, spread.port)
+    except OSError as error:
+        raise GaveUp(f"workers can't connect: {error}; choose another --master-port") from error
+
+    def ended(member: Member) -> bool:
+        return "task" in member.answers and started.ended(member.answers["task"]["who"]["pid"])
+
+    crew = Crew(runner, partial(locust_runner.tell, runner), ended)
+    crew.begin(recorder)
+    with (
+        _workers(spread, runner.server.port, options) as started,
+        exported(gather(runner.environment), options.results, say),
+    ):
+        try:
+            _gather(crew, runner, spread, started)
+            cell = _prepare(crew, options, url, spread, recorder, command)
+            _measure(crew, runner, options, recorder, cell)
+            if options.calibrate:
+                recorder.calibration(_calibrated(crew, recorder))
+        finally:
+            locust_runner.dismiss(runner)
+
+
+@contextmanager
+def _workers(spread: Spread, port: int, options: Options) -> Iterator[Children]:
+    if not spread.children:
+        say(f"waiting for {spread.workers} workers on port {port}")
+        yield Children(())
+        return
+    with children(spread.workers, port, options.results, spread.own) as started:
+        yield started
+
+
+def _gather(crew: Crew, runner: Any, spread: Spread, started: Children) -> None:
+    """Wait until there are as many workers as there should be. Raises: GaveUp where our own don't come."""
+    begun_s = time.monotonic()
+    while len(runner.clients.ready) < spread.workers:
+        gevent.sleep(0.05)
+        if lost := started.lost():
+            raise GaveUp(f"there is nothing to measure with: {'; '.join(lost)}")
+        if spread.children and time.monotonic() - begun_s > START_S:
+            raise GaveUp(f"{len(runner.clients.ready)} of {spread.workers} processes are there after {START_S:g} s")
+    for process, client in enumerate(runner.clients.ready[: spread.workers]):
+        crew.join(client.id, process)
+
+
+def _prepare(crew: Crew, options: Options, url: str, spread: Spread, recorder: Recorder, command: str | None) -> Cell:
+    """Tell every worker what it measures, and hear what it found there."""
+    task = {
+        "of": spread.workers,
+        "url": url,
+        "options": {**spread.options, "seed": options.seed},
+        "held_back": list(spread.held_back),
+        "dataset": options.dataset.sha256 if options.dataset else None,
+    }
+    silent = crew.ask("task", lambda member: {**task, "process": member.process}, LOOK_S)
+    members = list(crew.members.values())
+    recorder.workers(processes(members))
+    _check(crew, silent)
+    found = members[0].answers["task"]["found"]
+    if said := same_endpoint(members):
+        raise GaveUp(said)
+    for note in found["notes"]:
+        say(note)
+    recorder.endpoint(None, url, found["protocol"], found["info"], command)
+    recorder.shared_prefix(options.look.shared.tokens if options.look.shared else 0)
+    if found["dataset"]:
+        recorder.dataset(found["dataset"])
+    return Cell(**found["cell"])
+
+
+def _check(crew: Crew, silent: list[Member]) -> None:
+    """Raises: GaveUp naming a worker that is gone, or has no more to do."""
+    for member in crew.members.values():
+        for said in member.answers.values():
+            if problem := said.get("problem"):
+                raise GaveUp(f"{member.name}: {problem}")
+    if silent:
+        raise GaveUp(f"{silent[0].name} does not answer: look at what it says itself")
+    if crew.problem is not None:
+        raise GaveUp(f"the run can't go on: {crew.problem}")
+
+
+def _measure(crew: Crew, runner: Any, options: Options, recorder: Recorder, cell: Cell) -> None:
+    first = list(crew.members.values())[:1]  # one is enough to read what the server says of itself
+    crew.ask("before", lambda _: {}, METRICS_S, first)
+    try:
+        with Progress(options.run_time_s) as progress:
+            runner.start(options.users, spawn_rate=options.users)
+            _wait_for_users(crew, runner, options.users)
+            if options.arrivals:
+                _check(crew, crew.ask("gather", lambda _: {}, USERS_S))
+                at = {"boot": boot(), "mono_ns": time.monotonic_ns() + round(AHEAD_S * 1e9)}
+                crew.ask("begin", lambda _: at, AGAIN_S)  # who hears it late is late, and every sample of its says so
+            for _ in until_over(options.run_time_s, progress):
+                _check(crew, [])
+                _say_who_is_gone(crew)
+                progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
+            progress.now(f"{cell.label}: the time is over, what runs may finish")
+            _stop(crew, recorder, cell, options.timeouts.total_s)
+    except BaseException:
+        crew.ask("cut", lambda _: {}, AGAIN_S)  # nobody waits for a drain after Ctrl-C
+        _stop(crew, recorder, cell, 0.0)
+        raise
+    _check(crew, [])
+    crew.ask("after", lambda _: {}, METRICS_S, first)
+    recorder.server_metrics(first[0].answers.get("after", {}).get("read"))
+    if options.arrivals:
+        _schedule_kept(crew, options, options.arrivals, recorder)
+
+
+def _say_who_is_gone(crew: Crew) -> None:
+    """Raises: GaveUp where all are."""
+    gone = {uid for uid, member in crew.members.items() if crew.gone(member)}
+    for uid in gone - crew.known_gone:
+        member = crew.members[uid]
+        say(f"{member.name} is gone, and its {member.users} users with it")
+    crew.known_gone |= gone
+    if len(gone) == len(crew.members):
+        raise GaveUp("all processes are gone")
+
+
+def _wait_for_users(crew: Crew, runner: Any, users: int) -> None:
+    deadline_s = time.monotonic() + USERS_S
+    while (there := runner.user_count) < users:
+        _check(crew, [])
+        if time.monotonic() > deadline_s:
+            raise GaveUp(f"{there} of {users} users are there after {USERS_S:g} s")
+        gevent.sleep(0.02)
+    for member in crew.members.values():
+        member.users = runner.clients[member.uid].user_count
+
+
+def _stop(crew: Crew, recorder: Recorder, cell: Cell, drain_s: float) -> None:
+    """Let what runs finish, and wait until every sample is here or known to be missing: all of it into run.json."""
+    crew.ask("stop", lambda _: {"drain_s": drain_s}, drain_s + DRAIN_S)
+    members = list(crew.members.values())
+    recorder.workers(processes(members))
+    stopped = {member.process: member.answers["stop"] for member in members if "stop" in member.answers}
+    for process, said in stopped.items():
+        recorder.client(cell, said["client"], process)
+    drawn = [said["dataset"] for said in stopped.values() if said["dataset"]]
+    if drawn:
+        recorder.dataset({**drawn[0], "drawn": sum(each["drawn"] for each in drawn)})
+    missing = crew.missing()
+    for sentence in missing:
+        say(sentence)
+    recorder.distributed(crew.workers(), missing)
+
+
+def _schedule_kept(crew: Crew, options: Options, arrivals: Arrivals, recorder: Recorder) -> None:
+    said = [stopped["schedule"] for each in crew.members.values() if (stopped := each.answers.get("stop"))]
+    sums = {name: sum(each[name] for each in said) for name in ("taken", "late", "unsent")}
+    schedule_kept(options, arrivals, recorder, sums["taken"], sums["late"], sums["unsent"])
+
+
+def _calibrated(crew: Crew, recorder: Recorder) -> dict[str, Any]:
+    """What run.json's `calibration` holds: all processes replay their share at once; the worst of them stands."""
+    members = [member for member in crew.members.values() if not crew.gone(member)]
+    try:
+        asked = share(recorder.folder, len(crew.members))
+        say(f"calibrating the clocks of {len(members)} processes at once, {asked['seconds']:g} s")
+        silent = crew.ask("calibrate", lambda _: asked, CALIBRATE_S, members)
+    except (Interrupted, OSError, ValueError, KeyError, TypeError) as error:
+        return {"loads": [], "reason": hide(str(error) or repr(error))}
+    answers = {member: member.answers["calibrate"] for member in members if "calibrate" in member.answers}
+    reasons = [f"{member.name} did not answer" for member in silent]
+    reasons += [f"{member.name}: {said['problem']}" for member, said in answers.items() if "problem" in said]
+    loads = [
+        {**said["load"], "process": member.process, "processes": len(crew.members)}
+        for member, said in answers.items()
+        if "load" in said
+    ]
+    loads.sort(key=lambda load: worst(load["errors"]) or 0.0)
+    return {"loads": loads[-1:], "reason": "; ".join(reasons) or None}
