@@ -28,9 +28,10 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_GRAFANA = "tests/docker/compose.without-grafana.yaml"
+STAND_INS = "tests/docker/compose.stand-ins.yaml"
 MACHINES = "docker/compose.machines.yaml"
 TARGET = ("--url", "http://server:8080", "--no-calibrate")
+KEY = "the-project-s-key"
 PORTS = ("SERVER_PORT", "PROMETHEUS_PORT", "LOCUST_PORT")
 
 
@@ -67,13 +68,13 @@ class Project:
         ports = {name: str(each.getsockname()[1]) for name, each in zip(PORTS, taken, strict=True)}
         for each in taken:
             each.close()
-        self.environment = os.environ | ports | {"TOKENCLOCK_THREADS": "1", "WORKERS": "1"}
+        self.environment = os.environ | ports | {"TOKENCLOCK_API_KEY": KEY, "TOKENCLOCK_THREADS": "1"}
         server, self._prometheus, locust = (f"http://127.0.0.1:{ports[name]}" for name in PORTS)
-        self.server = httpx.Client(base_url=server, timeout=60)
+        self.server = httpx.Client(base_url=server, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
         self.locust = httpx.Client(base_url=locust, timeout=60)
 
     def command(self, *arguments: str, files: tuple[str, ...] = (), name: str | None = None) -> list[str]:
-        named = [part for file in ("compose.yaml", WITHOUT_GRAFANA, *files) for part in ("--file", file)]
+        named = [part for file in ("compose.yaml", STAND_INS, *files) for part in ("--file", file)]
         return ["docker", "compose", "--project-name", name or self.name, *named, *arguments]
 
     def __call__(
@@ -195,6 +196,7 @@ def test_no_compiler_is_inside(project: Project):
 
 def test_tokens_stream_through_the_published_port(project: Project):
     assert project.streamed(20) == 20
+    assert httpx.post(project.server.base_url.join("/generate"), json={"inputs": "The clock"}).status_code == 401
 
 
 def test_a_plan_run_in_a_container_left_samples_of_all_that_the_server_counted(project: Project):
@@ -251,7 +253,7 @@ def locust_on_the_host(project: Project, address: str, results: Path) -> Iterato
             str(results),
         ],
         cwd=ROOT,
-        env=project.environment | {"TOKENCLOCK_METRICS_HOST": address},
+        env=project.environment | {"HF_TOKEN": KEY, "TOKENCLOCK_METRICS_HOST": address},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -317,8 +319,14 @@ def test_workers_come_and_go_and_one_on_another_machine_joins(project: Project):
     until(lambda: workers() == 2, "two workers did not come")
     project.locust.post("/swarm", data={"user_count": "4", "spawn_rate": "4", "new_tokens": "8"}).raise_for_status()
     until(lambda: _total(project.locust)["num_requests"] >= 4, "nothing was measured")
-    assert _total(project.locust)["num_failures"] == 0
     project.locust.post("/stop").raise_for_status()
+    until(lambda: "report: " in project("logs", "locust-master").decode(), "it never ended")
+    samples = project.samples(project("logs", "--no-log-prefix", "locust-master").decode())
+    assert {sample["process"] for sample in samples} == {0, 1}
+    assert Counter(sample["verdict"] for sample in samples) == {"complete": len(samples)}
+    project.wait_for('tokenclock_requests_total{instance="locust-master:9646",verdict="complete"}', len(samples))
+    tokens = 'tokenclock_tokens_total{instance="locust-master:9646",kind="output"}'
+    assert project.ask(tokens) == sum(sample["got"]["new_tokens"] for sample in samples) == 8 * len(samples)
     project("--profile", "load", "up", "--detach", "--wait", "--scale", "locust-worker=1")
     until(lambda: workers() == 1, "one worker did not go")
 
@@ -331,7 +339,8 @@ def test_workers_come_and_go_and_one_on_another_machine_joins(project: Project):
     there = f"{project.name}-there"
     joining = listening | {"MASTER_HOST": here}
     try:
-        project("up", "--detach", "--no-deps", "locust-worker", name=there, environment=joining)
+        one = ("--no-deps", "--scale", "locust-worker=1", "locust-worker")
+        project("up", "--detach", *one, name=there, environment=joining)
         until(lambda: workers() == 2, "the worker of the other machine did not join")
     finally:
         project("--profile", "*", "down", "--volumes", "--timeout", "5", name=there)
