@@ -16,6 +16,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from loadtest.served import free_port
 from loadtest.truth import Truth, truth
 from tests.e2e.conftest import BIN, ROOT, Forked, tokenclock
 
@@ -123,14 +124,17 @@ def test_locust_sends_every_line_with_what_it_asks_for(server: Truth, tmp_path: 
     assert "requests used 6 lines with 6 different prompts" in done.stderr
 
 
-def test_each_of_locusts_workers_draws_from_the_whole_file_and_says_so(server: Truth, tmp_path: Path):
-    server.clear()
-    command = [BIN / "locust", "--headless", "--processes", "2", "-t", "2s", "-u", "2", "--host", server.url]
-    what = ["--dataset", write(tmp_path, TEXTS), "--new-tokens", "20", "--results-dir", tmp_path]
+def test_locusts_workers_deal_the_lines_out_among_them(server: Truth, tmp_path: Path):
+    port = str(free_port())
+    command = [BIN / "locust", "--headless", "--processes", "2", "--master-port", port, "--master-bind-port", port]
+    command += ["-t", "5s", "-u", "2", "-r", "2", "--host", server.url, "--results-dir", tmp_path / "results"]
+    what = ["--dataset", write(tmp_path, TEXTS), "--new-tokens", "20"]
     done = subprocess.run([*command, *what], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("each worker draws from the whole of mine.jsonl") == 2
-    assert {len(record["due_ns"]) for record in server.records()} >= {new_tokens for _, new_tokens in PAIRS}
+    samples = check(tmp_path, "tgi", "shuffle")
+    asked = {number: {s["got"]["input_tokens"] for s in samples if s["process"] == number} for number in (0, 1)}
+    assert [len(each) for each in asked.values()] == [3, 3], "every line has another length, and each its half of them"
+    assert asked[0].isdisjoint(asked[1])
 
 
 def test_where_the_endpoint_counts_no_prompts_that_is_said_before_and_after(server: Truth, tmp_path: Path):
@@ -238,7 +242,6 @@ def test_locust_shares_a_prefix_too_and_refuses_what_does_not_fit(server: Truth,
         (["--shared-prefix-tokens", "-1"], "--shared-prefix-tokens -1 leaves nothing"),
         (["--dataset", "/no/such.jsonl"], "/no/such.jsonl can't be read"),
         (["--dataset", "a", "--input-tokens", "9"], "--input-tokens is for prompts that are made"),
-        (["--shared-prefix-tokens", "9", "--processes", "2"], "give all of them one --seed"),
     ):
         done = locust(*more)
         assert done.returncode == 2, done.stderr
