@@ -1,4 +1,5 @@
-# Every target works in ./.venv, which the first one makes: Python >= 3.11 and make are all it takes.
+# Targets work in ./.venv, which the first one makes: Python >= 3.11 and make are all it takes. `up`, `load` and `down`
+# take Docker instead.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 WAVES ?= 10
@@ -18,7 +19,7 @@ PATIENCE := $(if $(filter neuron,$(BACKEND)),--serve-timeout 15m)
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench serve test timing check format docs clean
+.PHONY: help install bench serve up load down test timing check format docs clean
 
 help:            ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1: /p' Makefile
@@ -48,6 +49,16 @@ bench: $(BENCH_BIN:bin=installed) ## measure the page's two configurations: of t
 
 serve: .venv/installed ## serve the demonstration model on http://127.0.0.1:8080
 	$(BIN)/python -m server serve
+
+# These three need Docker with its compose plugin, and nothing else: docs/compose.md.
+up:              ## with Docker: serve on :8080 (MODEL=...), watch on :9090 (Prometheus) and :3000 (Grafana)
+	docker compose up --build --detach --wait
+
+load:            ## with Docker: the same, and locust's page on http://127.0.0.1:8089 with WORKERS=2
+	docker compose --profile load up --build --detach --wait
+
+down:            ## with Docker: end all of it; models, metrics and results stay in their volumes
+	docker compose --profile '*' down
 
 test: .venv/installed ## run the tests (no absolute times); the Neuron contract in a process of its own
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile -m 'not timing'

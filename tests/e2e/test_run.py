@@ -27,6 +27,7 @@ import jsonschema
 import pytest
 
 from tests.e2e.conftest import ROOT, SCHEDULE_SERVER, Forked, tokenclock
+from tests.recomputed import agree
 
 pytestmark = pytest.mark.e2e
 
@@ -124,6 +125,12 @@ def test_the_files_of_a_run_obey_the_shipped_schemas(published: Any):
     for sample in samples_of(folder):
         schema("samples.schema.json").validate(sample)
     schema("run.schema.json").validate(json.loads((folder / "run.json").read_text()))
+    schema("summary.schema.json").validate(json.loads((folder / "summary.json").read_text()))
+
+
+def test_every_figure_of_a_real_run_is_what_pandas_makes_of_its_samples(published: Any):
+    folder, _ = published
+    assert agree(folder) > 100
 
 
 def test_the_report_has_the_three_charts_and_the_terminal_its_tables(published: Any):
