@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtest.sample import Sample
 
-Values = Sequence[float]
+Values = Sequence[float] | NDArray[np.float64]
 
 MIN_BEYOND = 5  # observations that must lie beyond a quantile before it is printed
 CONFIDENCE = 0.95

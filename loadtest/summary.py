@@ -71,7 +71,7 @@ OF_REQUESTS: tuple[tuple[str, Callable[[Sample], float | None], bool], ...] = (
 
 
 def distribution(
-    name: str, values: Sequence[float], *, failed: int | None = None, independent: bool = True
+    name: str, values: stats.Values, *, failed: int | None = None, independent: bool = True
 ) -> dict[str, Any]:
     """METRIC of the docstring above. std is the sample's (n − 1). failed: None where failures have no place."""
     ordered = np.sort(np.asarray(values, dtype=float))
@@ -99,7 +99,7 @@ def distribution(
 def pooled(name: str, gaps: Gaps) -> dict[str, Any]:
     """METRIC of pooled gaps; of a histogram where there are too many to keep (`itl.histogram` says so)."""
     if gaps.exact:
-        return distribution(name, gaps.sorted_s()[0].tolist(), independent=False)
+        return distribution(name, gaps.sorted_s()[0], independent=False)
     at = {p: q for p, q in QUANTILES.items() if stats.printable(gaps.n, q)}
     assert gaps.least_ns is not None
     assert gaps.most_ns is not None

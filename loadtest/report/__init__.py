@@ -15,8 +15,8 @@ from loadtest.report.headline import headline
 from loadtest.report.page import ecdf, parts
 from loadtest.report.page.drawing import any_letters
 from loadtest.report.page.figure import Figure
-from loadtest.report.reading import Reading, read
-from loadtest.report.side_by_side import merged
+from loadtest.report.reading import Reading, read, run_of
+from loadtest.report.side_by_side import check_plans, merged
 from loadtest.report.text import tables
 
 REPORT = "report.md"
@@ -30,16 +30,20 @@ def write(folder: Path, options: Mapping[str, Any] | None = None) -> Path:
     options: other ones than the run was made with, of those that only a report depends on (`goodput`).
     Raises: SampleError (a line that is not a sample), GoodputError, ChartsError (matplotlib is missing), OSError.
     """
-    return _write(read(folder, options))
+    reading = read(folder, options)
+    return _write(reading, _figures(reading, "run"))
 
 
-def _write(reading: Reading) -> Path:
-    export.write(reading.summary, reading.run, reading.folder)
-    figures = {
+def _figures(reading: Reading, name: str) -> dict[str, list[Figure]]:
+    return {
         page.SPREADS: list(ecdf.figures(parts.spreads(reading))),
-        page.COURSE: parts.over_time(reading, "run"),
-        page.REQUESTS: list(parts.one_by_one(reading, "run")),
+        page.COURSE: parts.over_time(reading, name),
+        page.REQUESTS: list(parts.one_by_one(reading, name)),
     }
+
+
+def _write(reading: Reading, figures: Mapping[str, Sequence[Figure]]) -> Path:
+    export.write(reading.summary, reading.run, reading.folder)
     title = ", ".join(_models(reading.run)) or reading.run["run"]
     return _documents(reading.summary, {"": reading.run}, [_line("", reading)], figures, title, reading.folder)
 
@@ -51,6 +55,7 @@ def write_together(
 
     folders: by the runs' names. Raises: SideBySideError (runs of different plans), and as `write`.
     """
+    check_plans({name: run_of(folder)["plan"] for name, folder in folders.items()})
     summaries: dict[str, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = {}
     lines: list[page.Line] = []
@@ -59,12 +64,13 @@ def write_together(
     lanes: list[Figure] = []
     for number, (name, folder) in enumerate(folders.items()):
         reading = read(folder, options)  # one after the other: of each no more is kept than is drawn
-        _write(reading)
+        own = _figures(reading, f"run-{number}")
+        _write(reading, own)
         summaries[name], runs[name] = reading.summary, reading.run
         lines.append(_line(name, reading))
         spreads += parts.spreads(reading, name)
-        courses += parts.over_time(reading, f"run-{number}", name)
-        lanes += parts.one_by_one(reading, f"run-{number}", name)
+        courses += parts.of_run(name, own[page.COURSE])
+        lanes += parts.of_run(name, own[page.REQUESTS])
     figures = {page.SPREADS: list(ecdf.figures(spreads)), page.COURSE: courses, page.REQUESTS: lanes}
     output.mkdir(parents=True, exist_ok=True)
     _documents(merged(summaries), runs, lines, figures, " beside ".join(folders), output)
@@ -109,7 +115,10 @@ def _models(run: Mapping[str, Any]) -> list[str]:
 def show(folder: Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write the report and print its tables and its path; returns the content of summary.json. Raises: as `write`."""
     reading = read(folder, options)
-    _say("\n\n".join([*goodput.block(reading.summary), tables(reading.summary)]), _write(reading))
+    _say(
+        "\n\n".join([*goodput.block(reading.summary), tables(reading.summary)]),
+        _write(reading, _figures(reading, "run")),
+    )
     return reading.summary
 
 

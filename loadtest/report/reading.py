@@ -31,13 +31,19 @@ class Reading:
         return {Cell(**entry["cell"]): entry["label"] for entry in self.summary["cells"]}
 
 
+def run_of(folder: Path) -> dict[str, Any]:
+    """The content of its run.json."""
+    run: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    return run
+
+
 def read(folder: Path, options: Mapping[str, Any] | None = None) -> Reading:
     """options: other ones than the run was made with, of those that only a report depends on (`goodput`).
 
     Raises: SampleError (a line that is not a sample), GoodputError, OSError, ValueError, KeyError (a run.json that is
     none).
     """
-    run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    run = run_of(folder)
     run["options"] |= options or {}
     course = Course(run["processes"])
     condensed = condense(course.watch(read_samples(folder / SAMPLES)))

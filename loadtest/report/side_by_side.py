@@ -18,12 +18,15 @@ class SideBySideError(ValueError):
     """Runs that can't stand in one report; the message names them and the remedy."""
 
 
-def merged(summaries: Mapping[str, Summary]) -> dict[str, Any]:
-    """The content of a summary.json of all, by the runs' names. Raises: SideBySideError where their grids differ."""
-    plans = {name: summary["plan"] for name, summary in summaries.items()}
+def check_plans(plans: Mapping[str, str | None]) -> None:
+    """plans: by the runs' names. Raises: SideBySideError where their grids differ."""
     if len(set(plans.values())) > 1:
         said = ", ".join(f"{name}: {plan or 'a free run'}" for name, plan in plans.items())
         raise SideBySideError(f"these runs have different plans ({said}): grids are never mixed; report them apart")
+
+
+def merged(summaries: Mapping[str, Summary]) -> dict[str, Any]:
+    """The content of a summary.json of all, by the runs' names. Their plans are the same."""
     first = next(iter(summaries.values()))
     calibrations = [_calibration(name, summary) for name, summary in summaries.items()]
     return {

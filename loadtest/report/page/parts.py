@@ -19,17 +19,18 @@ def spreads(reading: Reading, group: str | None = None) -> list[ecdf.Spread]:
     return ecdf.spreads(reading.condensed, reading.labels, group)
 
 
-def over_time(reading: Reading, name: str, run: str = "") -> list[Figure]:
-    """name: of the drawing; run: what it is called, where there are several."""
+def over_time(reading: Reading, name: str) -> list[Figure]:
+    """name: of the drawing, which no other on its page has."""
     found = course.figure(reading.course, reading.condensed.samples, reading.labels, name)
-    return [_titled(run, found)] if found else []
+    return [found] if found else []
 
 
-def _titled(run: str, of: Figure) -> Figure:
-    return replace(of, title=f"{run}: {of.title}") if run else of
+def of_run(run: str, figures: Sequence[Figure]) -> list[Figure]:
+    """The same figures under their run's name."""
+    return [replace(figure, title=f"{run}: {figure.title}") for figure in figures]
 
 
-def one_by_one(reading: Reading, name: str, run: str = "") -> Iterator[Figure]:
+def one_by_one(reading: Reading, name: str) -> Iterator[Figure]:
     """A timeline a cell. Of the file only the lines that are drawn are read again."""
     windows = timeline.windows(reading.condensed, reading.course)
     cells = [cell for cell in reading.labels if cell in windows][:MOST]
@@ -42,7 +43,7 @@ def one_by_one(reading: Reading, name: str, run: str = "") -> Iterator[Figure]:
         drawn = [samples[number] for number in window.numbers]
         folded = cell not in shown
         label = reading.labels[cell]
-        yield _titled(run, timeline.figure(window, drawn, reading.course, label, f"{name}-lanes-{at}", folded))
+        yield timeline.figure(window, drawn, reading.course, label, f"{name}-lanes-{at}", folded)
 
 
 def _open(cells: Sequence[Cell]) -> list[Cell]:
