@@ -43,6 +43,7 @@ try:
     from loadtest.calibrate.arguments import add_calibrate, calibrate
     from loadtest.compare.arguments import add_compare, compare
     from loadtest.distributed.arguments import add_spread, spread_of, worker_of
+    from loadtest.report.arguments import add_report, named, output_of
     from loadtest.split.arguments import add_metrics, page
 except ModuleNotFoundError as error:  # pip brought no extra at all: there aren't even options to read
     print(f"tokenclock: {remedy(error)}", file=sys.stderr)
@@ -87,7 +88,7 @@ def run(asked: argparse.Namespace) -> int:
 
         return worker.run(host, port, asked.parent, asked, options)
     chosen = replace(options(asked), spread=spread_of(asked, echo(asked)))
-    require("matplotlib")  # said before the measurement, not after it
+    require("matplotlib", "jinja2", "markdown_it")  # said before the measurement, not after it
     from loadtest import run as verb
 
     return verb.run(chosen, echo(asked), asked.resume)
@@ -119,22 +120,30 @@ def probe(asked: argparse.Namespace) -> int:
 
 def report(asked: argparse.Namespace) -> int:
     from loadtest.goodput import GoodputError, short_of
-    from loadtest.report import show
     from loadtest.report.charts import ChartsError
+    from loadtest.report.side_by_side import SideBySideError
+
+    folders = named(asked.folders)
+    output = output_of(folders, asked.output)
+    require("matplotlib", "jinja2", "markdown_it")
+    from loadtest.report import show, show_together
 
     check_goodput(asked, share_needs_words=False)
     said = {name: value for name in ("goodput", "goodput_share") if (value := getattr(asked, name)) is not None}
     try:
-        summary = show(asked.folder, said)
-    except GoodputError as error:
-        return fail(f"{asked.folder}: {error}")
-    except ChartsError as error:
+        if output is None:
+            (folder,) = folders.values()
+            summaries = [show(folder, said)]
+        else:
+            summaries = show_together(folders, output, said)
+    except (ChartsError, GoodputError, SideBySideError) as error:
         return fail(str(error))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return fail(f"{asked.folder} can't be reported: {error!r}; it needs samples.jsonl and run.json of a run")
-    if asked.goodput_share is not None and not summary["goodput"]:
+        where = ", ".join(map(str, folders.values()))
+        return fail(f"{where} can't be reported: {error!r}; it needs samples.jsonl and run.json of a run")
+    if asked.goodput_share is not None and not all(summary["goodput"] for summary in summaries):
         return fail("--goodput-share is of the requests that meet --goodput, and the run has none: add it")
-    short = short_of(summary)
+    short = [sentence for summary in summaries for sentence in short_of(summary)]
     for sentence in short:
         print(f"tokenclock: not good enough: {sentence}", file=sys.stderr)
     return 1 if short else 0
@@ -236,13 +245,9 @@ def parser(begun: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     verb.set_defaults(**begun or {})
     _add_probe(verbs)
     add_calibrate(verbs)
-    again = verbs.add_parser(
-        "report", help="recompute a report", description="Recompute summary, charts and report of a run's folder."
-    )
-    again.add_argument("folder", type=Path, help="a folder with samples.jsonl and run.json")
-    add_goodput(again)
+    add_goodput(add_report(verbs))
     add_compare(verbs)
-    return top  # fmt: skip
+    return top
 
 
 def _add_probe(verbs: Any) -> None:

@@ -9,12 +9,11 @@ leaves its raw samples and a report in a folder of `--results-dir`; those of wor
 
 from __future__ import annotations
 
-from loadtest.runner import Load, TokenUser, take_over, tell  # isort: skip  (first: importing locust patches sockets)
+from loadtest.runner import TokenUser, take_over, tell  # isort: skip  (first: importing locust patches sockets)
 
 import itertools
 import logging
 import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,36 +25,16 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtest.arguments import (
-    INPUT_TOKENS,
-    NEW_TOKENS,
-    Usage,
-    add_dataset,
-    add_endpoint,
-    add_wire,
-    check_wire,
-    dataset,
-    shared_prefix,
-    wanted,
-)
-from loadtest.books import Books
-from loadtest.datasets import DatasetPrompts
-from loadtest.dispatch import ClosedLoop, ids
+from loadtest.arguments import INPUT_TOKENS, NEW_TOKENS, Usage, add_dataset, add_endpoint, add_wire
 from loadtest.distributed.attached import Attached
 from loadtest.distributed.conductor import Conductor
 from loadtest.endpoints.base import EndpointError
-from loadtest.extras import needed, remedy, require
-from loadtest.live.counting import Live
+from loadtest.extras import remedy
 from loadtest.live.processes import Alone, Workers
 from loadtest.live.watch import gather, report, show
-from loadtest.monitor import Monitor
-from loadtest.plan import Cell
-from loadtest.record import Recorder
 from loadtest.redaction import guard_logs, hide
-from loadtest.report import write
-from loadtest.site import Look
-from loadtest.transport.base import Timeouts, monotonic_ns
-from loadtest.transport.choice import connecting, controlling, trusting
+from loadtest.session import Session, recorded
+from loadtest.transport.base import monotonic_ns
 from loadtest.transport.tls import TlsError
 
 logger = logging.getLogger(__name__)
@@ -72,115 +51,7 @@ class StreamUser(TokenUser):
         super().on_start()
 
 
-class Test:
-    """Everything between Start and Stop in this process."""
-
-    def __init__(self, environment: Environment, master: Attached | None) -> None:
-        """master: a worker's.
-
-        Raises: Usage; TlsError; ModuleNotFoundError where an extra is missing; EndpointError where the endpoint can't
-        be measured; OSError where results can't be written.
-        """
-        asked = environment.parsed_options
-        runner = environment.runner
-        assert asked is not None
-        assert runner is not None
-        task = master.task() if master else alone(asked, runner.target_user_count)
-        if task is None:
-            raise Usage("the master says nothing of a test: is it another version of tokenclock?")
-        process, users, seed = task["process"], task["users"], task["seed"]
-        require(*needed(environment.host, asked.tokenizer))
-        tls = trusting(asked.transport, asked.cacert and Path(asked.cacert), asked.insecure, asked.http2)
-        check_wire(asked, environment.host)
-        lines = dataset(asked, None if asked.input_tokens == INPUT_TOKENS else asked.input_tokens)
-        look = Look(
-            connecting(asked.transport, tls),
-            controlling(asked.transport, tls),
-            wanted(asked),
-            asked.tokenizer and Path(asked.tokenizer),
-            shared=shared_prefix(asked, asked.input_tokens, seed),
-        )
-        url, own_seed = environment.host or "", f"{seed}-{process}"
-        if lines is None:
-            found = look.at(url, own_seed, [asked.input_tokens], asked.input_tokens + asked.new_tokens)
-            self.cell = Cell(None, found.description.slots, users, asked.input_tokens, asked.new_tokens)
-        else:
-            found = look.at_with(url, f"{seed}", lines, asked.dataset_order or "shuffle")
-            self.cell = Cell(None, found.description.slots, users, None, None, dataset=lines.name)
-        self.prompts: DatasetPrompts | None = None
-        if isinstance(found.prompts, DatasetPrompts):
-            self.prompts = found.prompts.among(process, task["of"])
-        for note in found.notes:
-            logger.info("%s", hide(note))
-        self._master, self._environment = master, environment
-        self.recorder: Recorder | None = None
-        if master is None:
-            self.recorder = recorded(asked, users, seed)
-            self.recorder.endpoint(None, found.url, found.endpoint.protocol, found.description.info, None)
-            self.recorder.shared_prefix(asked.shared_prefix_tokens)
-            if self.prompts:
-                self.recorder.dataset(self.prompts.said())
-            run, keep, together = (
-                self.recorder.run,
-                self.recorder.add,
-                lambda: (runner.user_count, runner.target_user_count),
-            )
-        else:
-            self.shipper = master.shipper(Path(asked.results_dir))
-            run, keep, together = self.shipper.run, self.shipper.keep, master.together
-            master.found(
-                {
-                    "url": found.url,
-                    "protocol": found.endpoint.protocol,
-                    "info": found.description.info,
-                    "shared_prefix_tokens": asked.shared_prefix_tokens,
-                }
-            )
-        dispatch = ClosedLoop(self.cell, self.prompts or found.prompts, ids(run, process), together)
-        self.load = Load(
-            found.target, found.connect, found.endpoint, dispatch, run, process, Timeouts(), keep, self.fail,
-            live=Live(process),
-        )  # fmt: skip
-        self.books = Books(environment, found.endpoint.route, keep, self.fail, self.load.live.kept)
-        self.monitor = Monitor(self.load.live.loop_lags_s)
-        self.monitor.start()
-
-    def fail(self, error: Exception) -> None:
-        give_up(self._environment, f"the test can't go on: {error}")
-
-    def close(self) -> None:
-        self.books.close()
-        seen = self.monitor.stop()
-        self.load.live.end()
-        drawn = self.prompts.said() if self.prompts else None
-        if self._master is not None:
-            said = {"client": seen, "cell": asdict(self.cell), "dataset": drawn}
-            self._master.stopped({**said, **self.shipper.finish(self._master.patience_s)})
-        if self.recorder is None:
-            return
-        self.recorder.client(self.cell, seen)
-        if self.prompts and drawn:
-            self.recorder.dataset(drawn)
-            if repeated := self.prompts.repeats(self.recorder.complete + self.recorder.other):
-                logger.warning("%s", repeated)
-        self.recorder.close(interrupted=False)
-        logger.info("report: %s", write(self.recorder.folder))
-
-
-def alone(asked: Any, users: int) -> dict[str, Any]:
-    """What a master says, for a process that has none."""
-    return {"process": 0, "of": 1, "users": users, "seed": asked.seed or time.time_ns()}
-
-
-def recorded(asked: Any, users: int, seed: int) -> Recorder:
-    """Raises: OSError."""
-    options = {name: value for name, value in vars(asked).items() if isinstance(value, str | int | float)}
-    return Recorder(
-        Path(asked.results_dir), f"{users}-users", plan=None, configs=[], waves=None, seed=seed, options=options
-    )
-
-
-running: Test | None = None
+running: Session | None = None
 conductor: Conductor | None = None  # of a master
 master: Attached | None = None  # of a worker
 own = Alone()  # what this process sees
@@ -244,6 +115,12 @@ def watch(environment: Environment, **_: object) -> None:
     show(environment, workers or own, logger.info)
 
 
+@events.init.add_listener
+def look_at_the_clock(**_: object) -> None:
+    """A loop that has never run yet counts from when it was made: `-t 3s` would end so much sooner as imports took."""
+    gevent.get_hub().loop.update_now()
+
+
 @events.test_start.add_listener
 def begin(environment: Environment, **_: object) -> None:
     """Look at the endpoint before a user begins; where it can't be measured, say why and end the test. A worker looks
@@ -271,7 +148,7 @@ def begin(environment: Environment, **_: object) -> None:
 def measure(environment: Environment) -> None:
     global running
     try:
-        running = Test(environment, master)
+        running = Session(environment, master, partial(cannot_go_on, environment))
     except (Usage, TlsError, EndpointError, OSError) as error:
         give_up(environment, str(error))
     except ModuleNotFoundError as error:
@@ -289,6 +166,10 @@ def stop(runner: WorkerRunner) -> None:
     runner.environment.stop_timeout = 0  # locust would wait for it once more
 
 
+def cannot_go_on(environment: Environment, error: Exception) -> None:
+    give_up(environment, f"the test can't go on: {error}")
+
+
 def give_up(environment: Environment, sentence: str) -> None:
     """Say why, and end the test: with the process where nobody watches a web page."""
     logger.error("%s", hide(sentence))
@@ -299,13 +180,17 @@ def give_up(environment: Environment, sentence: str) -> None:
 
 @events.quitting.add_listener
 def nothing_measured(environment: Environment, **_: object) -> None:
-    """A master whose workers could measure nothing says so by its exit code, as a single process does, and one that
-    lacks samples fails.
+    """Who could measure nothing says so by its exit code, as a master does whose workers couldn't; a master that lacks
+    samples fails. A page that waited for its Start in vain has nothing to say.
     """
-    if conductor is not None and environment.stats.total.num_requests == 0:
+    code, nothing = environment.process_exit_code, environment.stats.total.num_requests == 0
+    if conductor is not None and nothing:
         environment.process_exit_code = 2
-    elif conductor is not None and conductor.lost and environment.process_exit_code is None:
+    elif conductor is not None and conductor.lost and code is None:
         environment.process_exit_code = 1
+    elif conductor is None and master is None and environment.web_ui is None and nothing and code is None:
+        logger.error("no request ended before the test did: give it a longer -t")
+        environment.process_exit_code = 2
 
 
 @events.test_stopping.add_listener

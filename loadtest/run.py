@@ -7,12 +7,13 @@ measured, but not so; 2 nothing could be measured;
 
 from __future__ import annotations
 
-from loadtest.loads import Options, measure_free, measure_open, measure_plan, say  # isort: skip  (first: it patches)
+from loadtest.loads import Options, measure_plan, say  # isort: skip  (first: it patches)
 
 from pathlib import Path
 from typing import Any
 
 from loadtest.arguments import Usage
+from loadtest.free import measure_free, measure_open
 from loadtest.goodput import short_of
 from loadtest.interruption import Interrupted, interruptible
 from loadtest.kept import NOTHING, Kept

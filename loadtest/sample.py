@@ -7,7 +7,7 @@ computed from that file alone. Instants are monotonic nanoseconds of the process
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -97,7 +97,11 @@ class Sample:
             elif raw["cell"].new_tokens is None:
                 raise SampleError("neither the request nor its cell says how many new tokens were asked for")
             raw["verdict"] = Verdict(raw["verdict"])
-            raw["events"] = tuple((t, n, r) for t, n, r in raw["events"])
+            if raw["events"]:
+                at_ns, tokens, reads = zip(*raw["events"], strict=True)
+                raw["events"] = tuple(zip(at_ns, tokens, reads, strict=True))
+            else:
+                raw["events"] = ()
             return cls(**raw)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, SampleError):
@@ -105,12 +109,18 @@ class Sample:
             raise SampleError(f"not a sample: {error}") from error
 
 
-def read_samples(path: Path) -> Iterator[Sample]:
-    """Raises: SampleError naming the line. An unfinished last line (a run that was killed) is left out."""
+def read_samples(path: Path, only: Container[int] | None = None) -> Iterator[Sample]:
+    """Every sample, or those of the numbers `only`, counted from 0. An unfinished last line (a run that was killed) is
+    left out.
+
+    Raises: SampleError naming the line.
+    """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
                 return
+            if only is not None and number - 1 not in only:
+                continue
             try:
                 yield Sample.from_json(line)
             except SampleError as error:

@@ -10,6 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -84,14 +85,26 @@ def tpot_s(sample: Sample) -> float | None:
     return (whole_s - first_s) / later_tokens if later_tokens > 0 else None
 
 
-def itl_s(sample: Sample) -> list[float]:
+def gaps_ns(sample: Sample) -> list[int]:
     """One gap less than there are token events; see `gaps_of_several_tokens` for those that hide a token."""
-    return [(after[0] - before[0]) / 1e9 for before, after in zip(sample.events, sample.events[1:], strict=False)]
+    return [after[0] - before[0] for before, after in zip(sample.events, sample.events[1:], strict=False)]
+
+
+def itl_s(sample: Sample) -> list[float]:
+    return [gap / 1e9 for gap in gaps_ns(sample)]
 
 
 def gaps_of_several_tokens(sample: Sample) -> int:
     """Gaps that end in an event of more than one token: each counts once in `itl_s` and so overstates the gap."""
     return sum(tokens > 1 for _, tokens, _ in sample.events[1:])
+
+
+def events_of_shared_reads(sample: Sample) -> int:
+    """Token events that came out of a read with others of the same request: of those only the last is exact."""
+    reads = [read for _, _, read in sample.events]
+    if len(set(reads)) == len(reads):
+        return 0
+    return sum(count for count in Counter(reads).values() if count > 1)
 
 
 def lag_s(sample: Sample) -> float | None:
@@ -169,31 +182,55 @@ def waves(steady: Iterable[Sample], hosts: Mapping[int, str]) -> Waves:
     return Waves(tuple(counted), failed, unfinished)
 
 
+def wall_s(samples: Iterable[Sample]) -> float:
+    """First scheduled start → last end, of requests of one machine."""
+    samples = list(samples)
+    return (max(s.ended_ns for s in samples) - min(s.scheduled_ns for s in samples)) / 1e9
+
+
+def by_host(samples: Iterable[Sample], hosts: Mapping[int, str]) -> dict[str, list[Sample]]:
+    """hosts: machine name by process number."""
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        found[hosts.get(sample.process, "")].append(sample)
+    return dict(found)
+
+
+def totals(steady: Iterable[Sample], hosts: Mapping[int, str]) -> dict[str, Any]:
+    """Wall (of several machines the longest), and tokens of complete requests: what is read there is None where nobody
+    counted a prompt.
+    """
+    machines = by_host(steady, hosts).values()
+    complete = [sample for samples in machines for sample in samples if sample.complete]
+    return {
+        "wall_s": max(map(wall_s, machines)),
+        "input_tokens": all_input_tokens(complete),
+        "new_tokens": sum(sample.got.new_tokens for sample in complete),
+    }
+
+
 def rates(steady: Iterable[Sample], hosts: Mapping[int, str]) -> dict[str, float]:
     """Tokens and complete requests per second of wall, outside waves; several machines' rates are added.
 
     wall = first scheduled start → last end, of all steady requests of one machine: a failed one takes its time too.
     Where nobody counted a prompt there is no total.
     """
-    by_host: dict[str, list[Sample]] = defaultdict(list)
-    for sample in steady:
-        by_host[hosts.get(sample.process, "")].append(sample)
-    totals = dict.fromkeys(("throughput_total_tokens_per_s", "throughput_output_tokens_per_s", "requests_per_s"), 0.0)
+    found = dict.fromkeys(("throughput_total_tokens_per_s", "throughput_output_tokens_per_s", "requests_per_s"), 0.0)
     counted = True
-    for samples in by_host.values():
+    for samples in by_host(steady, hosts).values():
         complete = [s for s in samples if s.complete]
         if not complete:
             continue
-        wall_s = (max(s.ended_ns for s in samples) - min(s.scheduled_ns for s in samples)) / 1e9
+        wall = wall_s(samples)
         new_tokens = sum(s.got.new_tokens for s in complete)
         read = all_input_tokens(complete)
         counted = counted and read is not None
-        totals["throughput_total_tokens_per_s"] += ((read or 0) + new_tokens) / wall_s
-        totals["throughput_output_tokens_per_s"] += new_tokens / wall_s
-        totals["requests_per_s"] += len(complete) / wall_s
+        found["throughput_total_tokens_per_s"] += ((read or 0) + new_tokens) / wall
+        found["throughput_output_tokens_per_s"] += new_tokens / wall
+        found["requests_per_s"] += len(complete) / wall
     if not counted:
-        del totals["throughput_total_tokens_per_s"]
-    return totals
+        del found["throughput_total_tokens_per_s"]
+    return found
 
 
 def goodput_rps(steady: Iterable[Sample], good: Iterable[Sample], hosts: Mapping[int, str]) -> float:

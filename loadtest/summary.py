@@ -8,7 +8,10 @@
             "waves": {"counted", "failed", "unfinished"} | null,          null outside waves
             "samples": {"steady", "complete", "failed"},                  steady phase
             "verdicts": {"complete": 40, ...},                            steady phase
-            "metrics": {name: METRIC}, "itl": {"gaps", "gaps_of_several_tokens", "requests_with_fewer_events"},
+            "metrics": {name: METRIC},
+            "itl": {"gaps", "gaps_of_several_tokens", "requests_with_fewer_events",
+                    "histogram": false},                                 true: of 3 digits, above 10 million gaps
+            "totals": {"wall_s", "input_tokens" | null, "new_tokens"},    wall: first scheduled start → last end
             "client": {"verdict", "saturated", "reasons", "limit_s", "lag_s", "lag_statistic", "lag_n", "hub_lag_p99_s",
                        "cpu"},
             "stream": {"token_events", "shared_read_share", "buffered"}, "off_plan": ["sentence", ...],
@@ -44,7 +47,9 @@ from typing import Any
 import numpy as np
 
 from loadtest import stats, trust
+from loadtest.condensed import Condensed, Streams, condense
 from loadtest.datasets import repeats
+from loadtest.gaps import DIGITS, Gaps
 from loadtest.goodput import demanded, goodput
 from loadtest.plan import CONFIGS, PLANS, Cell
 from loadtest.sample import Sample
@@ -91,7 +96,31 @@ def distribution(
     }
 
 
-def _metrics(steady: Sequence[Sample], waves: stats.Waves | None, hosts: Mapping[int, str]) -> dict[str, Any]:
+def pooled(name: str, gaps: Gaps) -> dict[str, Any]:
+    """METRIC of pooled gaps; of a histogram where there are too many to keep (`itl.histogram` says so)."""
+    if gaps.exact:
+        return distribution(name, gaps.sorted_s()[0].tolist(), independent=False)
+    at = {p: q for p, q in QUANTILES.items() if stats.printable(gaps.n, q)}
+    assert gaps.least_ns is not None
+    assert gaps.most_ns is not None
+    return {
+        "unit": stats.DEFINITIONS[name].unit,
+        "n": gaps.n,
+        "mean": gaps.mean_s(),
+        "std": gaps.std_s(),
+        "min": gaps.least_ns / 1e9,
+        "max": gaps.most_ns / 1e9,
+        **dict.fromkeys(QUANTILES),
+        **dict(zip(at, gaps.quantiles_s(list(at.values())).tolist(), strict=True)),
+        "ci95_of_median": None,
+        "ci95_coverage": None,
+        "with_failures": None,
+    }
+
+
+def _metrics(
+    steady: Sequence[Sample], gaps: Gaps, waves: stats.Waves | None, hosts: Mapping[int, str]
+) -> dict[str, Any]:
     """Every metric of one cell that is defined for at least one request, or that only failures keep from it.
 
     Gaps of one stream, and requests of one wave, wait for one another: they are not independent observations, and no
@@ -105,11 +134,10 @@ def _metrics(steady: Sequence[Sample], waves: stats.Waves | None, hosts: Mapping
         failed = len(steady) - len(complete) if failable else None
         if values or failed:
             found[name] = distribution(name, values, failed=failed, independent=alone)
-    gaps = [gap for sample in complete for gap in stats.itl_s(sample)]
-    lags = [lag for sample in steady if (lag := stats.lag_s(sample)) is not None]
-    for name, values in (("itl_s", gaps), ("lag_s", lags)):
-        if values:
-            found[name] = distribution(name, values, independent=False)
+    if gaps.n:
+        found["itl_s"] = pooled("itl_s", gaps)
+    if lags := [lag for sample in steady if (lag := stats.lag_s(sample)) is not None]:
+        found["lag_s"] = distribution("lag_s", lags, independent=False)
     if waves is None:
         found |= {name: distribution(name, [rate]) for name, rate in stats.rates(steady, hosts).items()}
     elif waves.counted or waves.failed:
@@ -123,6 +151,7 @@ def _metrics(steady: Sequence[Sample], waves: stats.Waves | None, hosts: Mapping
 def _cell(
     cell: Cell,
     steady: Sequence[Sample],
+    streams: Streams,
     hosts: Mapping[int, str],
     seen: Mapping[int, Mapping[str, Any]],
     names: Mapping[int, str],
@@ -138,16 +167,16 @@ def _cell(
         "waves": waves and {"counted": len(waves.counted), "failed": waves.failed, "unfinished": waves.unfinished},
         "samples": {"steady": len(steady), "complete": len(complete), "failed": len(steady) - len(complete)},
         "verdicts": _counts(steady),
-        "metrics": _metrics(steady, waves, hosts),
+        "metrics": _metrics(steady, streams.gaps, waves, hosts),
         "itl": {
-            "gaps": sum(max(len(sample.events) - 1, 0) for sample in complete),
-            "gaps_of_several_tokens": sum(map(stats.gaps_of_several_tokens, complete)),
-            "requests_with_fewer_events": sum(
-                sum(tokens for _, tokens, _ in sample.events) != sample.got.new_tokens for sample in complete
-            ),
+            "gaps": streams.gaps.n,
+            "gaps_of_several_tokens": streams.several_tokens,
+            "requests_with_fewer_events": streams.fewer_events,
+            "histogram": not streams.gaps.exact,
         },
+        "totals": stats.totals(steady, hosts),
         "client": trust.clients(steady, seen, names),
-        "stream": trust.buffering(complete),
+        "stream": trust.buffered(streams.token_events, streams.shared_reads),
         "off_plan": trust.off_plan(complete, cell),
         "split": split(complete),
         "server": told(complete),
@@ -219,15 +248,22 @@ def _notes(cells: Sequence[Mapping[str, Any]], run: Mapping[str, Any], missing: 
                 f"{label}: {fewer} complete requests had another number of token events than of tokens by the server's "
                 "count: their ITL is between events"
             )
+        if entry["itl"]["histogram"]:
+            yield (
+                f"{label}: quantiles of its {entry['itl']['gaps']:,} gaps are from a histogram of {DIGITS} digits: "
+                "within 0.5 %"
+            )
         if several := entry["itl"]["gaps_of_several_tokens"]:
             yield f"{label}: {several} of {entry['itl']['gaps']} gaps end in an event of several tokens"
 
 
-def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(samples: Iterable[Sample] | Condensed, run: Mapping[str, Any]) -> dict[str, Any]:
     """The content of summary.json. samples: in any order. run: the content of run.json (`run.schema.json`)."""
+    condensed = samples if isinstance(samples, Condensed) else condense(samples)
+    streams = condensed.streams
     # Sorted: neither a sum in floating point nor the first call may depend on the order of the file.
     started = {each["process"]: each["start"]["wall_ns"] - each["start"]["mono_ns"] for each in run["processes"]}
-    samples = sorted(samples, key=lambda each: (each.scheduled_ns + started.get(each.process, 0), each.id))
+    samples = sorted(condensed.samples, key=lambda each: (each.scheduled_ns + started.get(each.process, 0), each.id))
     hosts = {process["process"]: process["host"] for process in run["processes"]}
     names = {each["process"]: f"process {each['process']} ({each['host']}, {each['pid']})" for each in run["processes"]}
     seen: dict[Any, dict[int, Mapping[str, Any]]] = defaultdict(dict)
@@ -241,7 +277,14 @@ def summarise(samples: Sequence[Sample], run: Mapping[str, Any]) -> dict[str, An
             groups[sample.cell.in_wave(None)].append(sample)
     demand = demanded(run.get("options", {}))
     cells = [
-        _cell(cell, steady, hosts, seen[tuple(getattr(cell, key) for key in _CLIENT_KEY)], names)
+        _cell(
+            cell,
+            steady,
+            streams.get(cell) or Streams(),
+            hosts,
+            seen[tuple(getattr(cell, key) for key in _CLIENT_KEY)],
+            names,
+        )
         | {"goodput": demand and goodput(steady, hosts, demand["objectives_s"])}
         for cell, steady in sorted(groups.items(), key=lambda item: _reading_order(item[0]))
     ]

@@ -21,7 +21,7 @@ SATURATED, SUSPECT, OK = "saturated", "suspect", "ok"  # verdicts on the client
 SUSPECT_OF_LIMIT = 0.5
 ERROR_LIMIT = 0.1  # of the median of what it is an error of
 SUSPECT_CPU = 0.9  # of a core: all that one process of ours can use
-REMEDY = "more --processes, fewer users, a slower rate, or a machine with less else to do"
+REMEDY = "fewer users, a slower rate, more --processes for a free run, or a machine with less else to do"
 BUFFERED_SHARE = 0.5
 
 
@@ -170,11 +170,12 @@ def stand_in_for_p99(values: Sequence[float]) -> tuple[float | None, str]:
 
 def buffering(complete: Iterable[Sample]) -> dict[str, Any]:
     """The share of token events that came out of a read with other token events of the same request."""
-    events = shared = 0
-    for sample in complete:
-        per_read = Counter(read_id for _, _, read_id in sample.events)
-        events += len(sample.events)
-        shared += sum(count for count in per_read.values() if count > 1)
+    counts = [(len(sample.events), stats.events_of_shared_reads(sample)) for sample in complete]
+    return buffered(sum(events for events, _ in counts), sum(shared for _, shared in counts))
+
+
+def buffered(events: int, shared: int) -> dict[str, Any]:
+    """`stream` of a cell in summary.json: shared of so many token events came out of a read with others."""
     share = shared / events if events else None
     return {
         "token_events": events,

@@ -80,7 +80,11 @@ PURE = {
     "loadtest/compare/reference.py": set(),
     "loadtest/compare/published.py": {"loadtest.compare.reference"},
     "loadtest/goodput.py": {"loadtest.sample", "loadtest.stats"},
+    "loadtest/gaps.py": set(),
+    "loadtest/condensed.py": {"loadtest.gaps", "loadtest.stats", "loadtest.sample", "loadtest.plan"},
     "loadtest/summary.py": {
+        "loadtest.condensed",
+        "loadtest.gaps",
         "loadtest.datasets",
         "loadtest.goodput",
         "loadtest.split.averages",

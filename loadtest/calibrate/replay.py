@@ -6,7 +6,7 @@ they talk to is another server, on loopback, without TLS.
 
 from __future__ import annotations
 
-from loadtest.loads import Options, measure_free, measure_open, measure_plan  # isort: skip  (first: it patches)
+from loadtest.loads import Options, measure_plan  # isort: skip  (first: it patches)
 
 import json
 import os
@@ -19,6 +19,7 @@ from typing import Any
 from loadtest.calibrate.errors import compared
 from loadtest.calibrate.shape import Shape
 from loadtest.endpoints.choice import Wanted
+from loadtest.free import measure_free, measure_open
 from loadtest.interruption import GaveUp
 from loadtest.plan import Cell, Config, Plan
 from loadtest.record import Recorder

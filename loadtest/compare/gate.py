@@ -74,6 +74,13 @@ def hold(rules: Sequence[Rule], found: Sequence[Difference]) -> list[Held]:
     return held
 
 
+def not_held(rules: Sequence[Rule], found: Sequence[Difference]) -> list[tuple[Rule, str]]:
+    """Rules and the cells that they aren't held against, since not every run has the figure there."""
+    having = {(each.cell, each.measure) for each in found}
+    cells = dict.fromkeys(each.cell for each in found)
+    return [(rule, cell) for rule in rules for cell in cells if (cell, rule.measure) not in having]
+
+
 def nowhere(rules: Sequence[Rule], found: Sequence[Difference]) -> list[Rule]:
     """Rules that no cell has the measure of: a gate that is never held against anything would never fire."""
     return [rule for rule in rules if not any(each.measure == rule.measure for each in found)]

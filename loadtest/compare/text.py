@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from loadtest.compare.differences import NOISY, Difference, Rules
-from loadtest.compare.gate import Held
+from loadtest.compare.gate import Held, Rule
 from loadtest.compare.intervals import ALPHA, LEAST
 from loadtest.compare.published import Beside, LeftOut
 from loadtest.compare.sides import Run, Unpaired
@@ -53,8 +53,11 @@ def comparison(
     held: Sequence[Held],
     rules: Rules,
     said: tuple[Sequence[str], Sequence[str]],
+    not_held: Sequence[tuple[Rule, str]] = (),
 ) -> str:
-    """Everything, without a newline at its end. said: what differs, and what speaks against the figures."""
+    """Everything, without a newline at its end. said: what differs, and what speaks against the figures. not_held: as
+    `gate.not_held` has it.
+    """
     blocks = [f"A: {_names(a)}\nB: {_names(b)}"]
     if found:
         blocks.append(table(found))
@@ -68,7 +71,8 @@ def comparison(
     blocks += ["\n".join(lines)] if lines else []
     blocks.append("\n".join(_method(found, rules)))
     if held:
-        blocks.append("\n".join(gate(held)))
+        skipped = [f"not held: {rule.text}, {cell}: not every run has the figure there" for rule, cell in not_held]
+        blocks.append("\n".join([*gate(held), *skipped]))
     return "\n\n".join(blocks)
 
 

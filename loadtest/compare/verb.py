@@ -16,7 +16,7 @@ from typing import Any
 
 from loadtest.compare import chart, text
 from loadtest.compare.differences import Difference, Rules, differences
-from loadtest.compare.gate import Held, Rule, hold, nowhere
+from loadtest.compare.gate import Held, Rule, hold, not_held, nowhere
 from loadtest.compare.published import SELECTIONS, Beside, beside
 from loadtest.compare.reference import TableError, read
 from loadtest.compare.sides import Key, Run, SidesError, check, differing, doubts, key_of, pairs
@@ -95,10 +95,11 @@ def against_runs(options: Options) -> int:
             "cells_left_out": [{"cell": each.label, "why": each.why} for each in left_out],
             "differences": [_difference(each) for each in found],
             "gate": [_held(each) for each in held],
+            "not_held": [{"rule": rule.text, "cell": cell} for rule, cell in not_held(options.fail_on, found)],
         }
         print(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        print(text.comparison(a, b, found, left_out, held, options.rules, said))
+        print(text.comparison(a, b, found, left_out, held, options.rules, said, not_held(options.fail_on, found)))
     if not found:
         return fail("no cell can be compared; above it says why of each")
     if absent := nowhere(options.fail_on, found):

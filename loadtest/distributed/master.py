@@ -20,10 +20,11 @@ from loadtest.distributed.crew import Crew, Member
 from loadtest.distributed.facts import processes, same_endpoint
 from loadtest.distributed.link import AGAIN_S
 from loadtest.distributed.spread import Spread
+from loadtest.free import schedule_kept, until_over
 from loadtest.interruption import GaveUp, Interrupted
 from loadtest.live.exporter import exported
 from loadtest.live.watch import gather
-from loadtest.loads import Options, say, schedule_kept, serving, until_over
+from loadtest.loads import Options, say, serving
 from loadtest.machine import boot
 from loadtest.plan import Cell
 from loadtest.progress import Progress

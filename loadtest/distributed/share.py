@@ -17,10 +17,11 @@ from loadtest.datasets import DatasetPrompts
 from loadtest.dispatch import ClosedLoop, ids
 from loadtest.distributed.link import Shipper, Tell
 from loadtest.distributed.together import Together
+from loadtest.free import PHASES, free_cell, look_free
 from loadtest.live.counting import Live
 from loadtest.live.processes import Alone
 from loadtest.live.watch import report
-from loadtest.loads import PHASES, Options, free_cell, look_free
+from loadtest.loads import Options
 from loadtest.machine import boot, clocks
 from loadtest.monitor import Monitor
 from loadtest.open_loop import OpenLoop

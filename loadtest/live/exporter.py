@@ -32,6 +32,7 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", "9646"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CONNECTIONS = 8  # at once; more have to wait
 PATIENCE_S = 10.0  # a scraper that hasn't got its answer by then is cut off
+CLOSING_S = 1.0
 LONGEST_BREATH_S = 0.05  # a family is written then, however busy the streams are
 
 
@@ -84,7 +85,8 @@ class Exporter:
         self.url = f"http://{shown}:{self._server.server_port}/metrics"
 
     def close(self) -> None:
-        self._server.stop(timeout=0)
+        """Scrapes that run may finish."""
+        self._server.stop(timeout=CLOSING_S)
 
     def _answer(self, request: Mapping[str, Any], begin: Callable[..., object]) -> Iterable[bytes]:
         if request["PATH_INFO"] != "/metrics":

@@ -14,6 +14,7 @@ from loadtest.report import doubts, goodput, server
 from loadtest.report.clock import ERRORS, load_said
 from loadtest.report.escaping import escape
 from loadtest.report.grid import panels
+from loadtest.report.headline import headline, sentences
 from loadtest.report.numbers import ABSENT, quantiles, with_failures
 from loadtest.report.table import LEFT, table
 from loadtest.report.text import OUTPUT_RATE, output_rate, panel_rows
@@ -29,11 +30,14 @@ TIMES = (
 FAILABLE = (*TIMES[:2], TIMES[4], ("encoding time", "encoding_time_s"), ("batch latency", "batch_latency_s"))
 
 
-def render(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    """The whole report. pictures: file names beside it, the combined one last."""
+def render(summary: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]], pictures: Sequence[str]) -> str:
+    """The whole report. runs: content of run.json by name; one has none: "". pictures: file names beside it, the
+    combined one last.
+    """
     blocks = [
-        f"# {escape(run['tool']['name'])} report: {escape(summary['run'])}",
-        "\n".join(f"- {line}" for line in _measured(run)),
+        f"# tokenclock report: {escape(summary['run'])}",
+        "\n".join(f"- {_of(name)}{line}" for name, run in runs.items() for line in _measured(run)),
+        *_short(summary, runs),
         *_page(summary, pictures[:-1]),
         *_cells(summary),
         *goodput.section(summary),
@@ -42,9 +46,20 @@ def render(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Sequenc
         "## Verdicts\n\n" + _verdicts(summary["verdicts"]),
         "## How far to trust these numbers\n\n" + "\n".join(f"- {line}" for line in doubts.sentences(summary)),
         "## Definitions\n\n" + _definitions(summary),
-        "## Machine and settings\n\n" + _settings(run),
+        *(f"## {_of(name)}Machine and settings\n\n" + _settings(run) for name, run in runs.items()),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _of(name: str) -> str:
+    return f"{escape(name)}: " if name else ""
+
+
+def _short(summary: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Of one run; of several each has its own."""
+    if len(runs) == 1:
+        (run,) = runs.values()
+        yield "## In short\n\n" + "\n".join(f"- {line}" for line in sentences(headline(summary, run)))
 
 
 def _measured(run: Mapping[str, Any]) -> Iterator[str]:

@@ -139,66 +139,52 @@ def test_two_processes_report_what_is_in_their_one_file(server: Truth, asked: An
     assert cell["metrics"]["requests_per_s"]["mean"] == len(steady) / wall_s
 
 
-@pytest.mark.parametrize("kind", ["constant", "gamma"])
-def test_processes_keep_one_schedule_between_them(kind: str, server: Truth, tmp_path: Path):
-    burst = ("--burstiness", "0.5") if kind == "gamma" else ()
-    loop = ("--rate", "40", "--arrivals", kind, *burst, "--seed", "7")
-    done = tokenclock(
-        "run",
-        "--url",
-        server.url,
-        "-u",
-        "30",
-        "-t",
-        "2s",
-        "--processes",
-        "3",
-        *loop,
-        *TOKENS,
-        "--results",
-        str(tmp_path),
-    )
+def test_processes_keep_one_schedule_between_them(server: Truth, tmp_path: Path):
+    loop = ("--rate", "40", "--arrivals", "gamma", "--burstiness", "0.5", "--seed", "7", "--results", str(tmp_path))
+    done = tokenclock("run", "--url", server.url, "-u", "30", "-t", "2s", "--processes", "3", *loop, *TOKENS)
     assert done.returncode in (0, 1), done.stderr
     samples, run = samples_of(tmp_path), run_of(tmp_path)
-    arrivals = Arrivals(kind, 40, 0.5 if kind == "gamma" else 1.0, 7)  # type: ignore[arg-type]
-    expected = list(islice((each for each in arrivals.offsets_ns()), len(samples)))
+    arrivals = Arrivals("gamma", 40, 0.5, 7)
+    *expected, next_ns = islice(arrivals.offsets_ns(), len(samples) + 1)
     due = sorted((sample["scheduled_ns"], sample["process"]) for sample in samples)
     begin_ns = due[0][0] - expected[0]
     assert [instant - begin_ns for instant, _ in due] == expected
-    assert next(islice(arrivals.offsets_ns(), len(samples), None)) >= 2e9, "all that was due was sent"
-    if kind == "constant":
-        assert [process for _, process in due] == [number % 3 for number in range(len(due))]
+    assert [process for _, process in due] == [number % 3 for number in range(len(due))]
+    assert next_ns >= 2e9, "all that was due was sent"
     assert run["open_loop"]["taken"] == len(samples)
     assert run["open_loop"]["unsent"] == 0
 
 
-def test_a_killed_worker_leaves_what_it_had_sent_and_its_users_are_said_to_be_gone(
+def test_workers_that_are_killed_or_leave_take_their_users_with_them_and_it_is_said(
     server: Truth, asked: Any, tmp_path: Path
 ):
     with started(
-        "--url", server.url, "-u", "5", "-t", "5s", "--processes", "2", *TOKENS, "--results", str(tmp_path)
+        "--url", server.url, "-u", "5", "-t", "5s", "--processes", "3", *TOKENS, "--results", str(tmp_path)
     ) as process:
         until(lambda: lines(tmp_path) > 20)
-        killed = pids(tmp_path)[1]
-        os.kill(killed, signal.SIGKILL)
+        of = pids(tmp_path)
+        os.kill(of[1], signal.SIGKILL)
+        os.kill(of[2], signal.SIGINT)
         _, said = process.communicate(timeout=END_S)
     assert process.returncode == 1, said
     samples, run = samples_of(tmp_path), run_of(tmp_path)
-    users = run["distributed"]["workers"][1]["users"]
-    assert users in (2, 3)
-    (sentence,) = run["distributed"]["missing"]
-    assert f"pid {killed}) was gone before the end: {users} of 5 users vanished with it" in sentence
-    assert sentence in said
-    assert any(sentence in note for note in summary_of(tmp_path)["notes"])
-    of = {number: {s["id"] for s in samples if s["process"] == number} for number in (0, 1)}
-    assert len(of[1]) == run["distributed"]["workers"][1]["samples"] > 0
-    theirs = asked()
-    assert of[0] <= theirs
-    assert of[1] <= theirs
-    lost = theirs - of[0] - of[1]
-    first = next(iter(of[1])).rpartition("-")[0]  # ids of a process begin alike
-    assert all(each.startswith(first) for each in lost), "the other process has lost nothing"
-    assert [each["end"] is None for each in run["processes"]] == [False, True]
+    workers = run["distributed"]["workers"]
+    assert sorted(each["users"] for each in workers) == [1, 2, 2]
+    killed, left = run["distributed"]["missing"]
+    assert f"pid {of[1]}) was gone before the end: {workers[1]['users']} of 5 users vanished with it" in killed
+    assert f"pid {of[2]}) left before the end: {workers[2]['users']} of 5 users vanished with it" in left
+    for sentence in (killed, left):
+        assert sentence in said
+        assert sentence in summary_of(tmp_path)["notes"]
+    ids = {number: {s["id"] for s in samples if s["process"] == number} for number in of}
+    assert [len(ids[number]) for number in sorted(ids)] == [each["samples"] for each in workers]
+    assert all(ids.values())
+    seen = {each["id"] for each in samples if each["status"]}
+    assert seen <= asked()
+    first = next(iter(ids[1])).rpartition("-")[0]  # ids of a process begin alike
+    assert {each.rpartition("-")[0] for each in asked() - set.union(*ids.values())} <= {first}, "others lost nothing"
+    assert [each["end"] is None for each in run["processes"]] == [False, True, False]
+    assert [each["whole"] for each in workers] == [True, False, True]
 
 
 def test_a_stalled_and_cut_network_loses_and_doubles_nothing(server: Truth, asked: Any, tmp_path: Path):

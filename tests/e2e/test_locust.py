@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -77,6 +78,14 @@ REFUSED = [  # (options, what is said)
     (["--transport", "boto3", "-k"], "--cacert and --insecure don't reach boto3: set SSL_CERT_FILE"),
     (["-k"], "--cacert and --insecure are for certificates, and nothing here has one"),
 ]
+
+
+def test_a_test_that_ends_before_a_request_did_has_measured_nothing_and_exits_with_2(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and never answers
+        host = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = headless(tmp_path, "-t", "1s", "-u", "1", "--endpoint-type", "tgi", "--host", host)
+    assert done.returncode == 2
+    assert "no request ended before the test did: give it a longer -t" in done.stderr
 
 
 @pytest.mark.parametrize(("options", "said"), REFUSED, ids=["no file", "huggingface_hub", "boto3", "no TLS"])

@@ -27,6 +27,7 @@ import jsonschema
 import pytest
 
 from tests.e2e.conftest import ROOT, SCHEDULE_SERVER, Forked, tokenclock
+from tests.recomputed import agree
 
 pytestmark = pytest.mark.e2e
 
@@ -124,6 +125,12 @@ def test_the_files_of_a_run_obey_the_shipped_schemas(published: Any):
     for sample in samples_of(folder):
         schema("samples.schema.json").validate(sample)
     schema("run.schema.json").validate(json.loads((folder / "run.json").read_text()))
+    schema("summary.schema.json").validate(json.loads((folder / "summary.json").read_text()))
+
+
+def test_every_figure_of_a_real_run_is_what_pandas_makes_of_its_samples(published: Any):
+    folder, _ = published
+    assert agree(folder) > 100
 
 
 def test_the_report_has_the_three_charts_and_the_terminal_its_tables(published: Any):
@@ -320,11 +327,15 @@ def test_requests_that_are_not_complete_do_not_fail_the_run_where_that_is_allowe
 
 
 def test_a_free_run_against_the_real_server(server: str, tmp_path: Path):
-    done = free_run(server, tmp_path, "3", "3s", "40", "30")
+    goodput = ("--goodput", "ttft:60000", "e2el:60000", "--goodput-share", "100%")
+    done = free_run(server, tmp_path, "3", "3s", "40", "30", *goodput)
     folder = only_folder(tmp_path)
+    (cell,) = json.loads((folder / "summary.json").read_text())["cells"]
+    assert cell["goodput"]["met"] == cell["goodput"]["of"] == cell["samples"]["steady"]
+    assert cell["goodput"]["goodput_rps"] == pytest.approx(cell["metrics"]["requests_per_s"]["mean"])
     samples = samples_of(folder)
     assert done.returncode == 0 or "the client was the bottleneck" in done.stderr, done.stderr
-    assert len(samples) > 10
+    assert len(samples) > 3
     assert {(s["verdict"], s["got"]["input_tokens"], s["got"]["new_tokens"]) for s in samples} == {("complete", 40, 30)}
     assert Counter(s["phase"] for s in samples)["warmup"] == 3
     assert {s["user"] for s in samples} == {0, 1, 2}
@@ -450,8 +461,10 @@ def test_what_an_open_loop_cannot_send_in_time_is_late_and_never_skipped(tmp_pat
 @pytest.mark.parametrize("transport", ["gevent", "httpx", "huggingface_hub"])
 def test_every_transport_gives_samples_and_the_report_says_which(transport: str, tmp_path: Path):
     with schedule_server(first_s=0.01, gap_s=0.002) as url:
-        done = free_run(url, tmp_path, "2", "1s", "8", "6", "--transport", transport)
-    assert done.returncode in (0, 1), done.stderr
+        goodput = ("--goodput", "e2el:0.01", "--goodput-share", "50%")  # nobody is as fast
+        done = free_run(url, tmp_path, "2", "1s", "8", "6", "--transport", transport, *goodput)
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"not good enough: 2 users 8→6: 0 of \d+ requests \(0.0 %\) met every objective", done.stderr)
     folder = only_folder(tmp_path)
     samples = samples_of(folder)
     assert len(samples) > 4

@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 
 from loadtest.compare import blocks, text
 from loadtest.compare.differences import BETTER, NOISY, SAME, WORSE, Difference, Rules, differences
-from loadtest.compare.gate import Rule, RuleError, hold, nowhere
+from loadtest.compare.gate import Rule, RuleError, hold, not_held, nowhere
 from loadtest.compare.intervals import ALPHA, holm, ratio
 from loadtest.compare.measures import MeasureError, measure
 from loadtest.compare.sides import Run, SidesError, check, differing, doubts, pairs
@@ -59,6 +59,17 @@ def test_a_p_value_is_at_most_alpha_exactly_where_the_interval_says_so():
         found = ratio(shift * np.exp(rng.normal(0, 0.05, 5)), np.exp(rng.normal(0, 0.05, 5)))
         assert (found.p_above(1.05) <= ALPHA) == (found.bounds(ALPHA)[0] > 1.05)
         assert (found.p_below(0.95) <= ALPHA) == (found.bounds(ALPHA)[1] < 0.95)
+
+
+def test_what_neighbours_have_in_common_widens_the_interval_as_an_autoregression_would():
+    climbing, flat = np.arange(10.0), np.tile([0.0, 1.0], 5)
+    rest = climbing - climbing.mean()
+    r = float((rest[1:] * rest[:-1]).sum() / (rest**2).sum()) + 0.1
+    assert r == pytest.approx(0.8)
+    a, b = np.exp(climbing), np.exp(flat)
+    widths = [np.diff(np.log(ratio(a, b, in_order).bounds(ALPHA)))[0] for in_order in (False, True)]
+    assert widths[1] / widths[0] == pytest.approx(math.sqrt((1 + r) / (1 - r)))
+    assert ratio(b, b, True).bounds(ALPHA) == ratio(b, b).bounds(ALPHA), "what alternates promises nothing"
 
 
 def test_figures_that_never_vary_have_an_interval_of_no_width():
@@ -130,6 +141,41 @@ def test_requests_taken_for_independent_would_raise_far_too_many():
         return [(s.ended_ns - s.events[0][0]) / 1e9 for s in samples]
 
     assert alarms(figures, 50, in_order=False) > 0.3
+
+
+# Blocks
+
+
+@pytest.mark.parametrize(("waves", "in_one"), [(7, 1), (10, 1), (30, 3)])
+def test_a_block_is_of_whole_waves_ten_at_most(waves: int, in_one: int):
+    samples = in_waves(np.random.default_rng(4), waves=waves)
+    ttfts = np.array([(s.events[0][0] - s.scheduled_ns) / 1e9 for s in samples]).reshape(-1, 4 * in_one)
+    found = blocks.figures(list(reversed(samples)), {}, measure("ttft_p50"))
+    assert found == pytest.approx(list(np.median(ttfts, axis=1)))
+
+
+def test_a_block_of_a_loop_has_twice_as_many_requests_as_are_in_flight_and_a_tails_has_some_beyond():
+    samples = in_a_loop(np.random.default_rng(4), rounds=12, users=8)
+    assert len(blocks.figures(samples, {}, measure("latency_p50"))) == 96 // 16
+    with pytest.raises(blocks.TooFew, match="6 stretches of requests in flight together are 4 blocks for latency_p95"):
+        blocks.figures(samples, {}, measure("latency_p95"))
+    assert len(blocks.figures(samples, {}, measure("latency_p90"))) == 6
+
+
+def test_blocks_of_a_rate_add_up_to_the_rate():
+    samples = in_a_loop(np.random.default_rng(4), rounds=100)
+    run = a_run(samples)
+    metrics = run.summary["cells"][0]["metrics"]
+    for name in ("throughput_output", "throughput_total", "requests"):
+        found = blocks.figures(samples, {}, measure(name))
+        assert len(found) == 10
+        assert np.mean(found) == pytest.approx(metrics[measure(name).metric]["mean"])
+
+
+def test_instants_of_several_machines_are_not_cut_into_blocks():
+    samples = in_a_loop(np.random.default_rng(4))
+    with pytest.raises(blocks.TooFew, match="several machines"):
+        blocks.figures([*samples, replace(samples[0], process=1)], {0: "here", 1: "there"}, measure("ttft_p50"))
 
 
 # Verdicts
@@ -259,6 +305,21 @@ def test_a_gate_fires_where_the_interval_says_so_and_is_corrected_for_how_often_
     assert "FAILS: ttft_p50 > 5%, T 256→16" in "\n".join(text.gate(both))
 
 
+def test_a_gate_held_often_fires_at_less():
+    """One cell that would fire alone, by a little, among nine where nothing changed: together they don't."""
+    still = np.exp([-0.02, -0.01, 0.0, 0.01, 0.02])
+    rule = Rule.parse("ttft_p50 > 5%")
+
+    def found(shift: float) -> Difference:
+        of = ratio(shift * still, still)
+        return Difference("cell", rule.measure, shift, 1.0, "runs", (5, 5), of, NOISY, None)
+
+    changed = found(1.079)
+    assert ALPHA / 10 < rule.p_value(changed) < ALPHA
+    assert [each.fired for each in hold([rule], [changed])] == [True]
+    assert not any(each.fired for each in hold([rule], [changed, *[found(1.0)] * 9]))
+
+
 def test_a_gate_that_nobody_can_hold_passes_and_says_so():
     found = list(compared(side(32, runs=1, shift=2), side(33, runs=1, name="b")).values())
     (held,) = hold([Rule.parse("ttft_p50 > 5%")], found)
@@ -270,6 +331,7 @@ def test_a_rule_whose_measure_no_cell_has_is_named():
     found = list(compared(side(34), side(35, name="b"), None, "ttft_p99").values())
     rules = [Rule.parse("ttft_p50 > 5%"), Rule.parse("ttft_p99 > 5%")]
     assert [rule.text for rule in nowhere(rules, found)] == ["ttft_p99 > 5%"]
+    assert [(rule.text, cell) for rule, cell in not_held(rules, found)] == [("ttft_p99 > 5%", "T 256→16")]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 import gevent
 import httpx
 import pytest
+from gevent.event import Event
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.live import exporter
@@ -75,6 +76,21 @@ def test_who_stalls_is_cut_off_and_keeps_nobody_from_asking(serving: Exporter, m
         each.settimeout(30)
         assert aside(each.recv, 4096)[:12] in (b"", b"HTTP/1.1 400")
         each.close()
+
+
+def test_a_scrape_that_runs_when_all_is_over_may_finish(serving: Exporter, monkeypatch: pytest.MonkeyPatch):
+    breathe, began = exporter.breathe, Event()
+
+    def slow() -> None:
+        began.set()
+        gevent.sleep(0.01)
+        breathe()
+
+    monkeypatch.setattr(exporter, "breathe", slow)
+    reply = gevent.spawn(aside, httpx.get, serving.url)
+    assert began.wait(30)
+    serving.close()
+    assert reply.get(timeout=30).status_code == 200
 
 
 def said(tmp_path: Path) -> list[str]:
