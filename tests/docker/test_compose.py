@@ -256,7 +256,8 @@ def locust_on_the_host(project: Project, address: str, results: Path) -> Iterato
             str(results),
         ],
         cwd=ROOT,
-        env=project.environment | {"HF_TOKEN": KEY, "TOKENCLOCK_METRICS_HOST": address},
+        env=project.environment
+        | {"HF_TOKEN": KEY, "TOKENCLOCK_METRICS_HOST": address, "TOKENCLOCK_METRICS_PORT": "9646"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
