@@ -143,8 +143,9 @@ def check_goodput(asked: argparse.Namespace, share_needs_words: bool = True) -> 
         objectives = parse_objectives(asked.goodput or ())
     except GoodputError as error:
         raise Usage(f"--goodput: {error}") from error
-    if "ttft" in objectives and getattr(asked, "no_stream", False):
-        raise Usage("--no-stream leaves no first token, which --goodput ttft is about: leave one of them out")
+    timed = [name for name in ("ttft", "tpot") if name in objectives]
+    if timed and getattr(asked, "no_stream", False):
+        raise Usage(f"--no-stream leaves no first token, which --goodput {timed[0]} is about: leave one of them out")
 
 
 def add_wire(group: Any) -> None:

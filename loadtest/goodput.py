@@ -50,8 +50,10 @@ def parse(words: Iterable[str]) -> dict[str, float]:
 
 def misses(sample: Sample, objectives_s: Mapping[str, float]) -> list[str]:
     """The objectives that a complete request didn't meet. Raises: GoodputError where it came whole and TTFT counts."""
-    if "ttft" in objectives_s and not sample.streamed:
-        raise GoodputError("replies that came whole (--no-stream) have no first token: leave ttft out of --goodput")
+    if not sample.streamed and (timed := [name for name in ("ttft", "tpot") if name in objectives_s]):
+        raise GoodputError(
+            f"replies that came whole (--no-stream) have no first token: leave {timed[0]} out of --goodput"
+        )
     values = {name: OBJECTIVES[name](sample) for name in objectives_s}
     return [name for name, limit_s in objectives_s.items() if (value := values[name]) is not None and value > limit_s]
 

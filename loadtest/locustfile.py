@@ -94,6 +94,8 @@ def connect(environment: Environment, **_: object) -> None:
     global conductor, master
     runner = environment.runner
     if isinstance(runner, MasterRunner):
+        for name in ("api_key", "header"):  # locust tells all workers its options, in plain text: each has its own keys
+            vars(environment.parsed_options).pop(name, None)
         take_over(runner)
         conductor = Conductor(runner, partial(tell, runner))
     elif isinstance(runner, WorkerRunner):
@@ -184,7 +186,7 @@ def nothing_measured(environment: Environment, **_: object) -> None:
     samples fails. A page that waited for its Start in vain has nothing to say.
     """
     code, nothing = environment.process_exit_code, environment.stats.total.num_requests == 0
-    if conductor is not None and nothing:
+    if conductor is not None and nothing and environment.web_ui is None:
         environment.process_exit_code = 2
     elif conductor is not None and conductor.lost and code is None:
         environment.process_exit_code = 1

@@ -64,7 +64,7 @@ class Session:
             self.cell = Cell(None, found.description.slots, users, None, None, dataset=lines.name)
         self.prompts: DatasetPrompts | None = None
         if isinstance(found.prompts, DatasetPrompts):
-            self.prompts = found.prompts.among(process, task["of"])
+            self.prompts = found.prompts.among(task["turn"], task["of"])
         for note in found.notes:
             logger.info("%s", hide(note))
         self._master = master
@@ -121,7 +121,7 @@ class Session:
 
 def alone(asked: Any, users: int) -> dict[str, Any]:
     """What a master says, for a process that has none."""
-    return {"process": 0, "of": 1, "users": users, "seed": asked.seed or time.time_ns()}
+    return {"process": 0, "turn": 0, "of": 1, "users": users, "seed": asked.seed or time.time_ns()}
 
 
 def recorded(asked: Any, users: int, seed: int) -> Recorder:

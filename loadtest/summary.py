@@ -123,11 +123,11 @@ def _metrics(
 ) -> dict[str, Any]:
     """Every metric of one cell that is defined for at least one request, or that only failures keep from it.
 
-    Gaps of one stream, and requests of one wave, wait for one another: they are not independent observations, and no
-    interval is given for them. The waves themselves are.
+    Gaps of one stream, and requests in flight together, wait for one another: they are not independent observations,
+    and no interval is given for them. The waves themselves are.
     """
     complete = [sample for sample in steady if sample.complete]
-    alone = waves is None or steady[0].cell.concurrency == 1
+    alone = steady[0].cell.concurrency == 1
     found = {}
     for name, metric, failable in OF_REQUESTS:
         values = [value for sample in complete if (value := metric(sample)) is not None]

@@ -118,6 +118,6 @@ def _verdict(found: Ratio, one: Measure, margin: float) -> tuple[str, str | None
         return NOISY, "some figures lie among failed requests, some don't"
     if low > 1 or high < 1:
         return (BETTER if (low > 1) == one.more_is_better else WORSE), None
-    if low >= 1 / (1 + margin) and high <= 1 + margin:
+    if low >= 1 - margin and high <= 1 + margin:
         return SAME, None
     return NOISY, f"the interval holds no change and reaches beyond ± {100 * margin:g} %"

@@ -167,6 +167,8 @@ def doubts(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         if run.summary["interrupted"]:
             found.setdefault("the run was interrupted", []).append(run.name)
+        if run.summary.get("lost"):
+            found.setdefault("samples of some of its processes are missing", []).append(run.name)
         if (verdict := run.summary["client"]["verdict"]) != "ok":
             found.setdefault(f"the client was {verdict}", []).append(run.name)
         for entry in run.summary["cells"]:

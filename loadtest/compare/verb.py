@@ -60,9 +60,10 @@ def load(folder: Path, keep: bool) -> Run:
     """keep: its steady samples, too, by cell. Raises: Unreadable."""
     try:
         said = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        samples = list(read_samples(folder / "samples.jsonl"))
+        read = read_samples(folder / "samples.jsonl")
+        samples = list(read) if keep else read
         by_cell: dict[Key, list[Sample]] = {}
-        for sample in samples if keep else ():
+        for sample in samples if isinstance(samples, list) else ():
             if sample.phase == "steady":
                 key = key_of({name: getattr(sample.cell, name) for name in sample.cell.__slots__})
                 by_cell.setdefault(key, []).append(sample)

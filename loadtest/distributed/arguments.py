@@ -12,7 +12,8 @@ from loadtest.arguments import Usage, count
 from loadtest.distributed.spread import ANY_PORT, PORT, Spread, sendable
 
 #: What a worker is told, and can't be told otherwise.
-MASTERS = ("url", "serve", "plan", "users", "run_time", "rate", "dataset", "input_tokens", "new_tokens", "seed")
+MASTERS = """url serve plan users run_time rate arrivals burstiness dataset dataset_order input_tokens new_tokens
+    shared_prefix_tokens seed endpoint_type model tokenizer metrics_url""".split()
 MOST_WORKERS = 4096  # request ids have room for so many
 
 
@@ -64,11 +65,16 @@ def spread_of(asked: argparse.Namespace, shown: Mapping[str, Any]) -> Spread | N
     if asked.master and asked.serve is not None:
         raise Usage("--serve starts a server that other machines don't reach: start it yourself, and say --url")
     told, held_back = sendable(vars(asked), redaction.options(shown))
+    for name, value in told.items():
+        if name != "url" and redaction.HIDDEN in json.dumps(value):
+            raise Usage(
+                f"--{name.replace('_', '-')} has in it what is a key, and keys are never sent: name it otherwise"
+            )
     own: list[str] = []
     if asked.api_key and not asked.master:
-        own += ["--api-key", asked.api_key]
+        own.append(f"--api-key={asked.api_key}")
     for name, value in asked.header if not asked.master else ():
-        own += ["--header", f"{name}: {value}"]
+        own.append(f"--header={name}: {value}")
     if "extra_body" in held_back and not asked.master:
         own += ["--extra-body", json.dumps(asked.extra_body)]
     host = (asked.master_bind_host or "*") if asked.master else "127.0.0.1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,9 +46,10 @@ def children(count: int, port: int, results: Path, own: Sequence[str]) -> Iterat
             processes.append(started)
         yield Children(processes)
     finally:
+        deadline_s = time.monotonic() + END_S
         for process in processes:
             try:
-                process.wait(END_S)
+                process.wait(max(0.0, deadline_s - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

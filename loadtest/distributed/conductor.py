@@ -52,6 +52,7 @@ class Conductor:
     def _task(self, member: Member) -> dict[str, Any]:
         return {
             "process": member.process,
+            "turn": sorted(each.process for each in self._crew.members.values()).index(member.process),
             "of": max(1, len(self._crew.members)),
             "seed": self._seed,
             "users": self._runner.target_user_count,

@@ -120,7 +120,7 @@ class Crew:
         """Compares what a worker says it measured with what is in the file."""
         has = self._inbox.has(member.uid)
         stopped = member.answers.get("stop")
-        users = f"{member.users} of {sum(each.users for each in self.members.values())} users vanished with it"
+        users = f"{member.users} of {self._runner.target_user_count} users vanished with it"
         if stopped is None:
             return (
                 f"{member.name} was gone before the end: {users}; {has} samples that it had sent are kept, what else "
@@ -129,9 +129,12 @@ class Crew:
         if has != stopped["samples"]:
             return (
                 f"{stopped['samples'] - has} of {stopped['samples']} samples of {member.name} did not arrive; they are "
-                f"on its machine: {stopped['saved'] or 'nowhere'}; append them to samples.jsonl and report again"
+                f"on its machine: {stopped['saved'] or 'nowhere'}; append those that samples.jsonl lacks, by their id, and "
+                "report again"
             )
-        return f"{member.name} left before the end: {users}; its {has} samples are all here" if member.left else None
+        if member.left:
+            return f"{member.name} left before the end: {users}; its {has} samples are all here"
+        return None
 
     def _write(self, lines: Sequence[bytes]) -> None:
         assert self.recorder is not None

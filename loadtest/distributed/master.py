@@ -57,6 +57,9 @@ def _measure_at(url: str, command: str | None, options: Options, spread: Spread,
         raise GaveUp(f"workers can't connect: {error}; choose another --master-port") from error
 
     def ended(member: Member) -> bool:
+        client = runner.clients.get(member.uid)
+        if client is not None and client.state == "missing":  # for so long that it has stopped by itself
+            return True
         return "task" in member.answers and started.ended(member.answers["task"]["who"]["pid"])
 
     crew = Crew(runner, partial(locust_runner.tell, runner), ended)
@@ -111,6 +114,8 @@ def _prepare(crew: Crew, options: Options, url: str, spread: Spread, recorder: R
     members = list(crew.members.values())
     recorder.workers(processes(members))
     _check(crew, silent)
+    if gone := [member for member in members if crew.gone(member)]:
+        raise GaveUp(f"{gone[0].name} left before the begin: start it again")
     found = members[0].answers["task"]["found"]
     if said := same_endpoint(members):
         raise GaveUp(said)
@@ -140,6 +145,7 @@ def _measure(crew: Crew, runner: Any, options: Options, recorder: Recorder, cell
     crew.ask("before", lambda _: {}, METRICS_S, first)
     try:
         with Progress(options.run_time_s) as progress:
+            _send_home(runner, [uid for uid in runner.clients if uid not in crew.members])
             runner.start(options.users, spawn_rate=options.users)
             _wait_for_users(crew, runner, options.users)
             if options.arrivals:
@@ -163,6 +169,14 @@ def _measure(crew: Crew, runner: Any, options: Options, recorder: Recorder, cell
         _schedule_kept(crew, options, options.arrivals, recorder)
 
 
+def _send_home(runner: Any, surplus: list[str]) -> None:
+    """Workers that came beyond those expected weren't told what is measured, and would be given users all the same."""
+    for uid in surplus:
+        say(f"worker {uid} is one more than --expect-workers says: it is left out")
+        locust_runner.tell(runner, "quit", {}, uid)
+        del runner.clients[uid]
+
+
 def _say_who_is_gone(crew: Crew) -> None:
     """Raises: GaveUp where all are."""
     gone = {uid for uid, member in crew.members.items() if crew.gone(member)}
@@ -182,12 +196,14 @@ def _wait_for_users(crew: Crew, runner: Any, users: int) -> None:
             raise GaveUp(f"{there} of {users} users are there after {USERS_S:g} s")
         gevent.sleep(0.02)
     for member in crew.members.values():
-        member.users = runner.clients[member.uid].user_count
+        if (client := runner.clients.get(member.uid)) is not None:
+            member.users = client.user_count
 
 
 def _stop(crew: Crew, recorder: Recorder, cell: Cell, drain_s: float) -> None:
     """Let what runs finish, and wait until every sample is here or known to be missing: all of it into run.json."""
-    crew.ask("stop", lambda _: {"drain_s": drain_s}, drain_s + DRAIN_S)
+    # An open loop's rest of the schedule may take as long, and then what still runs.
+    crew.ask("stop", lambda _: {"drain_s": drain_s}, 2 * drain_s + DRAIN_S)
     members = list(crew.members.values())
     recorder.workers(processes(members))
     stopped = {member.process: member.answers["stop"] for member in members if "stop" in member.answers}

@@ -112,6 +112,10 @@ class Share:
         assert self.loop is not None
         self.loop.begin(at["mono_ns"] if at["boot"] and at["boot"] == boot() else monotonic_ns())
 
+    def cut(self) -> None:
+        """No more orders: who waits for the schedule's end, or for its users, goes on. Doesn't block."""
+        self._load.dispatch.close()
+
     def stop(self, drain_s: float, patience_s: float) -> dict[str, Any]:
         """Let what runs finish for `drain_s` seconds, and deliver everything; returns what the master is told. May be
         interrupted and called again.

@@ -85,6 +85,7 @@ class Worker:
         self._link = Link(runner, partial(locust_runner.tell, runner), self._heard)
         self._share: Share | None = None
         self._alone_s: float | None = None  # when it stops by itself
+        self._problem: dict[str, str] = {}  # what no request can go on after, once it has come
         self.code = 2
 
     def serve(self) -> None:
@@ -125,6 +126,8 @@ class Worker:
 
     def _heard(self, kind: str, data: dict[str, Any]) -> None:
         if kind == "cut":  # while it stops, too
+            if self._share is not None:
+                self._share.cut()
             self._runner.environment.stop_timeout = 0
             self._runner.user_greenlets.kill(block=False)
             self._link.answer(kind, {})
@@ -157,6 +160,8 @@ class Worker:
         for name in PATHS:
             value = getattr(asked, name)
             setattr(asked, name, None if value is None else Path(value))
+        if "extra_body" not in {*task["options"], *task["held_back"]}:
+            asked.extra_body = {}
         for name in task["held_back"]:
             if not getattr(self._own, name):
                 option = f"--{name.replace('_', '-')}"
@@ -173,7 +178,8 @@ class Worker:
         self.code = 1 if said["undelivered"] else 0
         if said["undelivered"]:
             say(f"{said['undelivered']} of {said['samples']} samples could not be delivered, they are {said['saved']}")
-        self._link.answer("stop", said)
+        self._link.answer("stop", said | self._problem)
 
     def _fail(self, error: Exception) -> None:
-        self._link.answer("failed", {"problem": hide(f"the run can't go on: {error}")})
+        self._problem = {"problem": hide(f"the run can't go on: {error}")}
+        self._link.answer("failed", self._problem)

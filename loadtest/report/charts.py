@@ -23,6 +23,7 @@ STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name with two $ is no formula
     "svg.hashsalt": "tokenclock",
     "axes.spines.top": False,
     "axes.spines.right": False,

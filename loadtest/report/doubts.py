@@ -32,11 +32,11 @@ def sentences(summary: Summary) -> Iterator[str]:
     for first in summary["cold"]:
         verdict = "" if first["verdict"] == "complete" else f", {first['verdict']}"
         yield (
-            f"**Cold first call** ({first['label']}): TTFT {quantity(first['ttft_s'], 's')}{verdict}; "
+            f"**Cold first call** ({escape(first['label'])}): TTFT {quantity(first['ttft_s'], 's')}{verdict}; "
             "it enters no figure."
         )
     for note in summary["notes"]:
-        yield f"**Note**: {note}."
+        yield f"**Note**: {escape(note)}."
 
 
 def _client(summary: Summary) -> str:
@@ -44,18 +44,19 @@ def _client(summary: Summary) -> str:
     if summary["client"]["saturated"]:
         return (
             "**The client was saturated**, so these figures are in part the client's own: "
-            + "; ".join(summary["client"]["reasons"])
+            + escape("; ".join(summary["client"]["reasons"]))
             + f". Remedy: {REMEDY}."
         )
     begin = "**The client was not the bottleneck**"
     if summary["client"]["verdict"] == SUSPECT:
-        begin = f"**The client is suspect**: {'; '.join(summary['client']['reasons'])}. Still it was not the bottleneck"
+        reasons = escape("; ".join(summary["client"]["reasons"]))
+        begin = f"**The client is suspect**: {reasons}. Still it was not the bottleneck"
     tightest = max(cells, key=lambda entry: (entry["client"]["lag_s"] or 0) / entry["client"]["limit_s"])
     seen = tightest["client"]
     late = [lag for entry in cells if (lag := entry["client"]["hub_lag_p99_s"]) is not None]
     cpu = [entry["client"]["cpu"] for entry in cells if entry["client"]["cpu"] is not None]
     return (
-        f"{begin}: nearest to its limit came {tightest['label']}, {seen['lag_statistic']} of the lag "
+        f"{begin}: nearest to its limit came {escape(tightest['label'])}, {seen['lag_statistic']} of the lag "
         f"{quantity(seen['lag_s'], 's', 3)} of at most {quantity(seen['limit_s'], 's', 3)} (n = {seen['lag_n']}); "
         f"event loop p99 at most {quantity(max(late), 's', 3) if late else ABSENT}; "
         f"CPU at most {f'{100 * max(cpu):.0f} % of one core' if cpu else ABSENT}."
@@ -74,7 +75,7 @@ def _stream(summary: Summary) -> str:
     if buffered:
         return (
             "**The stream was buffered on its way**: most token events came out of a read with others, "
-            f"so ITL and TPOT are not the server's: {', '.join(buffered)}."
+            f"so ITL and TPOT are not the server's: {escape(', '.join(buffered))}."
         )
     most = max(entry["stream"]["shared_read_share"] or 0 for entry in summary["cells"])
     return (
@@ -105,7 +106,7 @@ def _stamps(summary: Summary) -> str:
 def _plan(summary: Summary) -> str:
     wrong = [f"{entry['label']}: {said}" for entry in summary["cells"] for said in entry["off_plan"]]
     if wrong:
-        return f"**Off plan** (marked *): {'; '.join(wrong)}."
+        return f"**Off plan** (marked *): {escape('; '.join(wrong))}."
     return "**On plan**: every complete request had the tokens that were asked for, as far as the server counts them."
 
 

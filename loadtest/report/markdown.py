@@ -105,7 +105,7 @@ def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> Iterator[str]:
     for panel, picture in zip(panels(summary), pictures, strict=True):
         head, rows = panel_rows(panel)
         meaning = f"`{panel.metric}`: {DEFINITIONS[panel.metric].formula}."
-        yield f"## {panel.title}\n\n![{panel.title}]({picture})\n\n{table(head, rows)}\n\n{meaning}"
+        yield f"## {panel.title}\n\n![{panel.title}]({picture})\n\n{table(list(map(escape, head)), rows)}\n\n{meaning}"
 
 
 def _cells(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -34,8 +34,8 @@ def merged(summaries: Mapping[str, Summary]) -> dict[str, Any]:
         "run": ", ".join(summaries),
         "waves": min((s["waves"] for s in summaries.values() if s["waves"] is not None), default=None),
         "interrupted": any(summary["interrupted"] for summary in summaries.values()),
-        "shared_prefix_tokens": max(summary["shared_prefix_tokens"] for summary in summaries.values()),
-        "http2": any(summary["http2"] for summary in summaries.values()),
+        "shared_prefix_tokens": min(summary["shared_prefix_tokens"] for summary in summaries.values()),
+        "http2": all(summary["http2"] for summary in summaries.values()),
         "cells": [_cell(name, entry) for name, summary in summaries.items() for entry in summary["cells"]],
         "goodput": first["goodput"] if all(s["goodput"] == first["goodput"] for s in summaries.values()) else None,
         "cold": [

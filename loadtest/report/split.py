@@ -81,7 +81,7 @@ def _bars(axes: Axes, cells: Cells) -> None:
             text, (ends[1][row], row), (5, 0), textcoords="offset points", va="center", fontsize=9, bbox=CLEAR
         )
     axes.set_title(f"What the {whole(cells)} consists of", fontsize=11, loc="left", pad=12)
-    axes.set_yticks(rows, [short(entry["label"]).replace("$", r"\$") for entry in cells])  # which would begin a formula
+    axes.set_yticks(rows, [short(entry["label"]) for entry in cells])
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.set_xlim(min(0.0, *ends[-1]) * 1.05, (max(ends[1]) or 1.0) * 1.4)  # room for the sums

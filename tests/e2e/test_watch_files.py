@@ -175,7 +175,8 @@ def test_provisioning_finds_prometheus_and_the_dashboards():
     current = {read(path)["templating"]["list"][0]["current"]["value"] for path in DASHBOARDS}
     assert current == {source["uid"]}
     (provider,) = yaml.safe_load((GRAFANA / "provisioning/dashboards/dashboards.yml").read_text())["providers"]
-    assert provider["options"]["path"] == "/etc/grafana/dashboards"
+    watch = yaml.safe_load((GRAFANA.parent / "compose.watch.yaml").read_text())["services"]["grafana"]
+    assert f"./grafana/dashboards:{provider['options']['path']}:ro" in watch["volumes"]
 
 
 def expressions() -> Iterator[tuple[str, str]]:

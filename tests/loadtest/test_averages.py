@@ -32,7 +32,7 @@ from loadtest.split.scrape import NoScrape, Page, Scrape, scraping
 from loadtest.transport.base import Target
 from loadtest.transport.choice import controlling
 from loadtest.transport.tls import Tls
-from tests.loadtest.test_split import RUN, sample, tells
+from tests.loadtest.test_split_by_request import RUN, sample, tells
 
 CELL = Cell(None, None, 4, 100, 1)
 KEY = {"config": None, "concurrency": 4, "input_tokens": 100, "new_tokens": 1}

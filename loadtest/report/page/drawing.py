@@ -49,7 +49,7 @@ _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 def canvas() -> tuple[Callable[..., AbstractContextManager[None]], type[Figure]]:
     """What draws: a context of settings, to be called without arguments, and figures. Raises: ChartsError."""
     rc_context, figure = matplotlib()
-    return lambda: rc_context({**STYLE, "text.parse_math": False, "path.simplify": False}), figure
+    return lambda: rc_context({**STYLE, "path.simplify": False}), figure
 
 
 @contextmanager
