@@ -129,8 +129,8 @@ class Crew:
         if has != stopped["samples"]:
             return (
                 f"{stopped['samples'] - has} of {stopped['samples']} samples of {member.name} did not arrive; they are "
-                f"on its machine: {stopped['saved'] or 'nowhere'}; append those that samples.jsonl lacks, by their id, and "
-                "report again"
+                f"on its machine: {stopped['saved'] or 'nowhere'}; append those that samples.jsonl lacks, by their id, "
+                "and report again"
             )
         if member.left:
             return f"{member.name} left before the end: {users}; its {has} samples are all here"
