@@ -24,6 +24,7 @@ from tests.e2e.conftest import ROOT, Forked, tokenclock
 pytestmark = pytest.mark.e2e
 
 QUICK = ("calibrate", "--ttft", "30", "--gap", "5", "--new-tokens", "20", "-t", "2s")
+SHORT = ("-u", "1", "-t", "1s", "--new-tokens", "4", "--input-tokens", "9", "--allow", "saturated")
 #: A greenlet that keeps the loop from everything else for 40 of every 43 ms, as a plug-in with a loop of its own might:
 #: every tick of the monitor, which come 5 ms apart, meets it.
 STARVED = """
@@ -192,12 +193,17 @@ def test_the_load_of_a_run_is_replayed_from_its_folder(run: Any):
 
 def test_a_run_without_calibration_says_so(tmp_path: Path):
     with truth(first=0.01, gap=0.002) as server:
-        sizes = ("-u", "1", "-t", "1s", "--new-tokens", "4", "--input-tokens", "9", "--allow", "saturated")
-        done = tokenclock("run", "--url", server.url, *sizes, "--results", str(tmp_path))
+        done = tokenclock("run", "--url", server.url, *SHORT, "--results", str(tmp_path))
     (folder,) = tmp_path.iterdir()
     said = f"not calibrated in this run: --no-calibrate was said; `tokenclock calibrate --like {folder}` does it"
     assert said in done.stdout
     assert done.returncode == 0
+
+
+def a_short_run(program: str, url: str, results: Path) -> subprocess.CompletedProcess[str]:
+    """program: Python that changes something, and then runs the command line of its arguments."""
+    command = [sys.executable, "-c", program, "run", "--url", url, *SHORT, "--results", str(results)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
 
 
 def test_a_run_whose_calibration_fails_is_whole_and_says_why(tmp_path: Path):
@@ -208,15 +214,7 @@ def test_a_run_whose_calibration_fails_is_whole_and_says_why(tmp_path: Path):
         "subprocess.Popen = none\nfrom loadtest.__main__ import main\nmain(sys.argv[1:])"
     )
     with truth(first=0.01, gap=0.002) as server:
-        sizes = ("-u", "1", "-t", "1s", "--new-tokens", "4", "--input-tokens", "9", "--allow", "saturated")
-        done = subprocess.run(
-            [sys.executable, "-c", without, "run", "--url", server.url, *sizes, "--results", str(tmp_path)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            cwd=ROOT,
-        )
+        done = a_short_run(without, server.url, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "not calibrated in this run: there is nothing to measure the clock by: [Errno 11] no more" in done.stdout
     assert "complete " in done.stdout
@@ -224,8 +222,7 @@ def test_a_run_whose_calibration_fails_is_whole_and_says_why(tmp_path: Path):
 
 def test_ctrl_c_in_a_runs_calibration_leaves_a_whole_run(tmp_path: Path):
     with truth(first=0.01, gap=0.002) as server:
-        sizes = ("-u", "1", "-t", "1s", "--new-tokens", "4", "--input-tokens", "9", "--allow", "saturated")
-        command = [sys.executable, "-m", "loadtest", "run", "--url", server.url, *sizes, "--results", str(tmp_path)]
+        command = [sys.executable, "-m", "loadtest", "run", "--url", server.url, *SHORT, "--results", str(tmp_path)]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
         ) as process:
@@ -251,15 +248,7 @@ def test_ctrl_c_between_the_last_request_and_the_calibration_is_heard(tmp_path: 
         "from loadtest.__main__ import main\nmain(sys.argv[1:])"
     )
     with truth(first=0.01, gap=0.002) as server:
-        sizes = ("-u", "1", "-t", "1s", "--new-tokens", "4", "--input-tokens", "9", "--allow", "saturated")
-        done = subprocess.run(
-            [sys.executable, "-c", program, "run", "--url", server.url, *sizes, "--results", str(tmp_path)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            cwd=ROOT,
-        )
+        done = a_short_run(program, server.url, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "not calibrated in this run: interrupted" in done.stdout
     (folder,) = tmp_path.iterdir()
