@@ -122,14 +122,17 @@ class Running:
 
 
 def user_class(environment: Environment, load: Load) -> type[TokenUser]:
-    """A TokenUser bound to a load; its books are open until `close`."""
+    """A TokenUser bound to a load, which is what the environment spawns; its books are open until `close`."""
     fields: dict[str, Any] = {
         "abstract": False,
         "load": load,
         "numbers": itertools.count(),
         "books": Books(environment, load.endpoint.route, load.keep, load.fail, load.live.kept),
     }
-    return type("TokenUser", (TokenUser,), fields)
+    bound = type("TokenUser", (TokenUser,), fields)
+    environment.user_classes = [bound]
+    inspect.stack()  # locust looks at it to stop: the first time takes 50 ms, and streams may be draining then
+    return bound
 
 
 @contextmanager
@@ -141,9 +144,7 @@ def spawned(load: Load, users: int, spawn_rate: float | None = None, drain_s: fl
     """
     environment = Environment(host=load.target.origin, stop_timeout=drain_s)
     bound = user_class(environment, load)
-    environment.user_classes = [bound]
     runner = environment.create_local_runner()
-    inspect.stack()  # locust looks at it to stop: the first time takes 50 ms, and streams may be draining then
     with collected_in_the_books():
         runner.start(users, spawn_rate=spawn_rate or users)
         try:

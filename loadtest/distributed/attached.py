@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from loadtest.distributed.link import NOTHING, PATIENCE_S, Link, Shipper, Tell
+from loadtest.distributed.link import NOTHING, Link, Shipper, Tell
+from loadtest.distributed.parent import end_with, patience_s
 from loadtest.distributed.together import Together
 from loadtest.machine import boot, clocks, process
 
 TASK_S = 60.0  # for the master to say what the test is, after locust has started it
-ORPHAN_S = 1.0  # patience with a master whose process is known to be gone
-POLL_S = 0.2
 
 
 class Attached:
@@ -32,9 +30,9 @@ class Attached:
         self.together = Together(runner)
 
     def end_with_parent(self) -> None:
-        """Of `locust --processes`: where the parent is killed outright, nobody else ends this process."""
+        """Of `locust --processes`."""
         self._parent = os.getppid()
-        gevent.spawn(self._watch)
+        gevent.spawn(end_with, self._parent)
 
     def task(self) -> dict[str, Any] | None:
         """{"process", "of", "seed", "users"} of the test that locust starts; None where the master doesn't say."""
@@ -59,7 +57,7 @@ class Attached:
 
     @property
     def patience_s(self) -> float:
-        return PATIENCE_S if self._parent in (None, os.getppid()) else ORPHAN_S
+        return patience_s(self._parent)
 
     def _heard(self, kind: str, data: dict[str, Any]) -> None:
         if kind == "task":
@@ -74,8 +72,3 @@ class Attached:
         self._stop()
         if not self._answered:
             self.stopped({})
-
-    def _watch(self) -> None:
-        while os.getppid() == self._parent:
-            gevent.sleep(POLL_S)
-        os.kill(os.getpid(), signal.SIGTERM)

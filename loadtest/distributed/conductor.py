@@ -9,8 +9,7 @@ from typing import Any
 import gevent
 
 from loadtest.distributed.crew import Crew, Member, TellWorker
-from loadtest.distributed.facts import processes
-from loadtest.plan import Cell
+from loadtest.distributed.facts import written
 from loadtest.record import Recorder
 from loadtest.redaction import hide
 from loadtest.report import write
@@ -67,29 +66,16 @@ class Conductor:
             return
         drain_s = self._runner.environment.stop_timeout
         self._crew.ask("stop", lambda _: {}, drain_s + DRAIN_S)
-        members = list(self._crew.members.values())
-        recorder.workers(processes(members))
-        self._record(recorder, members)
-        missing = self._crew.missing()
+        found = [member.answers["found"] for member in self._crew.members.values() if "found" in member.answers]
+        for each in found[:1]:
+            recorder.endpoint(None, each["url"], each["protocol"], each["info"], None)
+            recorder.shared_prefix(each["shared_prefix_tokens"])
+        missing = written(self._crew, recorder)
         self.lost = bool(missing)
         for sentence in missing:
             logger.warning("%s", hide(sentence))
-        recorder.distributed(self._crew.workers(), missing)
         recorder.close(interrupted=False)
         if recorder.complete + recorder.other:
             logger.info("report: %s", write(recorder.folder))
         else:
             recorder.discard()
-
-    def _record(self, recorder: Recorder, members: list[Member]) -> None:
-        found = [member.answers["found"] for member in members if "found" in member.answers]
-        for each in found[:1]:
-            recorder.endpoint(None, each["url"], each["protocol"], each["info"], None)
-            recorder.shared_prefix(each["shared_prefix_tokens"])
-        stopped = {member.process: member.answers["stop"] for member in members if "stop" in member.answers}
-        for process, said in stopped.items():
-            if said["client"]:
-                recorder.client(Cell(**said["cell"]), said["client"], process)
-        drawn = [said["dataset"] for said in stopped.values() if said["dataset"]]
-        if drawn:
-            recorder.dataset({**drawn[0], "drawn": sum(each["drawn"] for each in drawn)})

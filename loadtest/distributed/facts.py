@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from loadtest.distributed.crew import Member
+from loadtest.distributed.crew import Crew, Member
+from loadtest.plan import Cell
+from loadtest.record import Recorder
 
 
 def processes(members: Iterable[Member]) -> list[dict[str, Any]]:
@@ -27,6 +29,22 @@ def processes(members: Iterable[Member]) -> list[dict[str, Any]]:
         }
         for process, (who, stopped) in sorted(said.items())
     ]
+
+
+def written(crew: Crew, recorder: Recorder) -> list[str]:
+    """What the workers said at their end, into run.json; returns a sentence for each of which something is missing."""
+    members = list(crew.members.values())
+    recorder.workers(processes(members))
+    stopped = {member.process: member.answers["stop"] for member in members if "stop" in member.answers}
+    for process, said in stopped.items():
+        if said["client"]:
+            recorder.client(Cell(**said["cell"]), said["client"], process)
+    drawn = [said["dataset"] for said in stopped.values() if said["dataset"]]
+    if drawn:
+        recorder.dataset({**drawn[0], "drawn": sum(each["drawn"] for each in drawn)})
+    missing = crew.missing()
+    recorder.distributed(crew.workers(), missing)
+    return missing
 
 
 def same_endpoint(members: Sequence[Member]) -> str | None:

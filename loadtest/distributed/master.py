@@ -17,7 +17,7 @@ from loadtest.calibrate.after import share
 from loadtest.calibrate.errors import worst
 from loadtest.distributed.children import Children, children
 from loadtest.distributed.crew import Crew, Member
-from loadtest.distributed.facts import processes, same_endpoint
+from loadtest.distributed.facts import processes, same_endpoint, written
 from loadtest.distributed.link import AGAIN_S
 from loadtest.distributed.spread import Spread
 from loadtest.free import schedule_kept, until_over
@@ -157,10 +157,10 @@ def _measure(crew: Crew, runner: Any, options: Options, recorder: Recorder, cell
                 _say_who_is_gone(crew)
                 progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
             progress.now(f"{cell.label}: the time is over, what runs may finish")
-            _stop(crew, recorder, cell, options.timeouts.total_s)
+            _stop(crew, recorder, options.timeouts.total_s)
     except BaseException:
         crew.ask("cut", lambda _: {}, AGAIN_S)  # nobody waits for a drain after Ctrl-C
-        _stop(crew, recorder, cell, 0.0)
+        _stop(crew, recorder, 0.0)
         raise
     _check(crew, [])
     crew.ask("after", lambda _: {}, METRICS_S, first)
@@ -200,22 +200,12 @@ def _wait_for_users(crew: Crew, runner: Any, users: int) -> None:
             member.users = client.user_count
 
 
-def _stop(crew: Crew, recorder: Recorder, cell: Cell, drain_s: float) -> None:
+def _stop(crew: Crew, recorder: Recorder, drain_s: float) -> None:
     """Let what runs finish, and wait until every sample is here or known to be missing: all of it into run.json."""
     # An open loop's rest of the schedule may take as long, and then what still runs.
     crew.ask("stop", lambda _: {"drain_s": drain_s}, 2 * drain_s + DRAIN_S)
-    members = list(crew.members.values())
-    recorder.workers(processes(members))
-    stopped = {member.process: member.answers["stop"] for member in members if "stop" in member.answers}
-    for process, said in stopped.items():
-        recorder.client(cell, said["client"], process)
-    drawn = [said["dataset"] for said in stopped.values() if said["dataset"]]
-    if drawn:
-        recorder.dataset({**drawn[0], "drawn": sum(each["drawn"] for each in drawn)})
-    missing = crew.missing()
-    for sentence in missing:
+    for sentence in written(crew, recorder):
         say(sentence)
-    recorder.distributed(crew.workers(), missing)
 
 
 def _schedule_kept(crew: Crew, options: Options, arrivals: Arrivals, recorder: Recorder) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from loadtest import runner as locust_runner  # isort: skip  (first: importing locust patches sockets)
 
-import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -75,10 +74,8 @@ class Share:
             live=Live(number),
         )
         report(runner.environment, Alone(self._load.live))
-        inspect.stack()  # locust looks at it to stop: the first time takes 50 ms, and streams may be draining then
         self._runner, self._monitor, self._calm = runner, Monitor(self._load.live.loop_lags_s), ExitStack()
         self._users = locust_runner.user_class(runner.environment, self._load)
-        runner.environment.user_classes = [self._users]
         runner.environment.events.test_start.add_listener(self._spawned)
         self.began = False
         self.stopped = False
@@ -134,7 +131,14 @@ class Share:
         self._load.live.end()
         shipped = self.shipper.finish(patience_s)
         self.stopped = True
-        return {**shipped, "end": clocks(), "client": seen, "schedule": schedule, "dataset": self._dataset()}
+        return {
+            **shipped,
+            "end": clocks(),
+            "client": seen,
+            "cell": asdict(self._cell),
+            "schedule": schedule,
+            "dataset": self._dataset(),
+        }
 
     def _dataset(self) -> dict[str, Any] | None:
         prompts = self._found.prompts

@@ -9,8 +9,6 @@ from loadtest import runner as locust_runner  # isort: skip  (first: importing l
 
 import contextlib
 import io
-import os
-import signal
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from gevent.queue import Empty, Queue
 from loadtest.arguments import Usage
 from loadtest.calibrate.after import replay_share
 from loadtest.distributed.link import PATIENCE_S, Link
+from loadtest.distributed.parent import end_with, patience_s
 from loadtest.distributed.share import Share
 from loadtest.distributed.spread import PATHS
 from loadtest.endpoints.base import EndpointError
@@ -35,7 +34,6 @@ from loadtest.redaction import hide
 
 POLL_S = 0.2
 ALONE_S = 60.0  # after the end of the run's time a worker that isn't told to stop does it by itself
-ORPHAN_S = 1.0  # patience with a master whose process is known to be gone
 GOODBYE_S = 0.3  # for the last messages to be on their way
 
 OptionsOf = Callable[[Namespace], Options]
@@ -50,7 +48,7 @@ def run(host: str, port: int, parent: int | None, own: Namespace, options_of: Op
     def work() -> None:
         nonlocal worker
         if parent is not None:
-            gevent.spawn(_end_with, parent)
+            gevent.spawn(end_with, parent)
         else:
             say(f"connecting to the master at {host}:{port}")
         try:
@@ -62,20 +60,12 @@ def run(host: str, port: int, parent: int | None, own: Namespace, options_of: Op
 
     problem = interruptible(work)
     if worker is not None:
-        orphaned = parent is not None and os.getppid() != parent
-        worker.leave(ORPHAN_S if orphaned else PATIENCE_S)
+        worker.leave(patience_s(parent))
     if isinstance(problem, Interrupted):
         return 130
     if problem is not None:
         say(str(problem))
     return worker.code if worker is not None and problem is None else 2
-
-
-def _end_with(parent: int) -> None:
-    """Where the process that started this one is killed outright, nobody else ends it."""
-    while os.getppid() == parent:
-        gevent.sleep(POLL_S)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Worker:
