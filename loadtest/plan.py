@@ -40,6 +40,9 @@ class Asked:
     new_tokens: int
 
 
+NAMES = ("config", "concurrency", "input_tokens", "new_tokens")  # what tells one cell of a run from another
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One measured point. `wave` is counted from 0 within the cell and its phase; None outside waves."""
@@ -51,6 +54,10 @@ class Cell:
     new_tokens: int | None
     wave: int | None = None
     dataset: str | None = None  # the file's name
+
+    def named(self) -> dict[str, str | int | None]:
+        """What run.json calls it by: its NAMES."""
+        return {name: getattr(self, name) for name in NAMES}
 
     def demands(self, own: Asked | None) -> Asked:
         """What a request asks for: its own, or what the cell says."""

@@ -169,8 +169,8 @@ class Recorder:
 
     def client(self, cell: Cell, seen: dict[str, Any], process: int | None = None) -> None:
         """How late a process of the client was and what it burned, during one cell. process: None is this one."""
-        named = {name: getattr(cell, name) for name in ("config", "concurrency", "input_tokens", "new_tokens")}
-        self._run["client"].append({"process": self.process if process is None else process, **named, **seen})
+        by = self.process if process is None else process
+        self._run["client"].append({"process": by, **cell.named(), **seen})
         with suppress(OSError):  # no room: the next sample says so
             self._write()
 

@@ -51,7 +51,7 @@ from loadtest.condensed import Condensed, Streams, condense
 from loadtest.datasets import repeats
 from loadtest.gaps import DIGITS, Gaps
 from loadtest.goodput import demanded, goodput
-from loadtest.plan import CONFIGS, PLANS, Cell
+from loadtest.plan import CONFIGS, NAMES, PLANS, Cell
 from loadtest.sample import Sample
 from loadtest.split.averages import averages
 from loadtest.split.by_request import split, told
@@ -270,7 +270,7 @@ def summarise(samples: Iterable[Sample] | Condensed, run: Mapping[str, Any]) -> 
     for entry in sorted(
         run["client"], key=lambda entry: trust.loop_lag(entry)[0] or 0
     ):  # the worst of a process stands
-        seen[tuple(entry[key] for key in _CLIENT_KEY)][entry.get("process", 0)] = entry
+        seen[tuple(entry[key] for key in NAMES)][entry.get("process", 0)] = entry
     groups: dict[Cell, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.phase == "steady":
@@ -282,7 +282,7 @@ def summarise(samples: Iterable[Sample] | Condensed, run: Mapping[str, Any]) -> 
             steady,
             streams.get(cell) or Streams(),
             hosts,
-            seen[tuple(getattr(cell, key) for key in _CLIENT_KEY)],
+            seen[tuple(cell.named().values())],
             names,
         )
         | {"goodput": demand and goodput(steady, hosts, demand["objectives_s"])}
@@ -310,7 +310,7 @@ def summarise(samples: Iterable[Sample] | Condensed, run: Mapping[str, Any]) -> 
         "missing": missing,
         "lost": lost,
         "verdicts": _verdicts(samples),
-        "client": _client(cells),
+        "client": trust.worst_of([(entry["label"], entry["client"]) for entry in cells]),
         "calibration": calibration,
         "notes": [
             *_notes(cells, run, missing, used),
@@ -328,19 +328,6 @@ def _doubt_the_clock(cells: Iterable[dict[str, Any]], errors: Mapping[str, Any])
         client = entry["client"]
         if not client["saturated"] and (said := trust.imprecise(errors, entry["metrics"])):
             client |= {"verdict": trust.SUSPECT, "reasons": [*client["reasons"], *said]}
-
-
-def _client(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The worst verdict of all cells, and its reasons."""
-    found = {entry["client"]["verdict"] for entry in cells}
-    verdict = next(each for each in (trust.SATURATED, trust.SUSPECT, trust.OK) if each in found or each == trust.OK)
-    reasons = [
-        f"{entry['label']}: {reason}"
-        for entry in cells
-        if entry["client"]["verdict"] == verdict
-        for reason in entry["client"]["reasons"]
-    ]
-    return {"verdict": verdict, "saturated": verdict == trust.SATURATED, "reasons": reasons}
 
 
 def _resumed(groups: Mapping[Cell, Sequence[Sample]], run: Mapping[str, Any]) -> Iterator[str]:
@@ -376,7 +363,6 @@ def _edges(samples: Iterable[Sample]) -> Iterator[str]:
 
 
 EDGES_WORTH_A_NOTE = 0.05
-_CLIENT_KEY = ("config", "concurrency", "input_tokens", "new_tokens")
 
 
 def _reading_order(cell: Cell) -> tuple[Any, ...]:

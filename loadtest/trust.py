@@ -18,6 +18,7 @@ from loadtest.sample import Sample
 LAG_LIMIT_S = 0.002
 LAG_LIMIT_OF_TTFT = 0.1
 SATURATED, SUSPECT, OK = "saturated", "suspect", "ok"  # verdicts on the client
+RANK = (OK, SUSPECT, SATURATED).index  # of a verdict: the higher the worse
 SUSPECT_OF_LIMIT = 0.5
 ERROR_LIMIT = 0.1  # of the median of what it is an error of
 SUSPECT_CPU = 0.9  # of a core: all that one process of ours can use
@@ -131,9 +132,17 @@ def clients(
     return {**found[worst], "reasons": [f"{name}: {reason}" for reason in found[worst]["reasons"]]}
 
 
+def worst_of(clients: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """(name, verdict on the client) of each → the worst verdict, and the reasons of those that have it; ok of none."""
+    verdict = max((each["verdict"] for _, each in clients), key=RANK, default=OK)
+    reasons = [
+        f"{name}: {reason}" for name, each in clients if each["verdict"] == verdict for reason in each["reasons"]
+    ]
+    return {"verdict": verdict, "saturated": verdict == SATURATED, "reasons": reasons}
+
+
 def _badness(judged: Mapping[str, Any]) -> tuple[int, float]:
-    rank = (OK, SUSPECT, SATURATED).index(judged["verdict"])
-    return rank, max(judged["lag_s"] or 0.0, judged["hub_lag_p99_s"] or 0.0) / judged["limit_s"]
+    return RANK(judged["verdict"]), max(judged["lag_s"] or 0.0, judged["hub_lag_p99_s"] or 0.0) / judged["limit_s"]
 
 
 def loop_lag(seen: Mapping[str, Any] | None) -> tuple[float | None, str]:

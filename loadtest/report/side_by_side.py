@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from loadtest.trust import OK, SATURATED, SUSPECT
+from loadtest.trust import worst_of
 
 Summary = Mapping[str, Any]
 
@@ -46,7 +46,7 @@ def merged(summaries: Mapping[str, Summary]) -> dict[str, Any]:
         "missing": [f"{name}-{label}" for name, summary in summaries.items() for label in summary["missing"]],
         "lost": [f"{name}: {sentence}" for name, summary in summaries.items() for sentence in summary["lost"]],
         "verdicts": _verdicts([summary["verdicts"] for summary in summaries.values()]),
-        "client": _client(summaries),
+        "client": worst_of([(name, summary["client"]) for name, summary in summaries.items()]),
         "calibration": {
             "loads": [load for each in calibrations if each for load in each["loads"]],
             "reason": "; ".join(each["reason"] for each in calibrations if each and each["reason"]) or None,
@@ -93,12 +93,3 @@ def _verdicts(all_of: list[Summary]) -> dict[str, Any]:
         "by_phase": {phase: dict(sorted(of.items())) for phase, of in sorted(phases.items())},
         "details": dict(sorted(details.items())),
     }
-
-
-def _client(summaries: Mapping[str, Summary]) -> dict[str, Any]:
-    clients = {name: summary["client"] for name, summary in summaries.items()}
-    worst = max((each["verdict"] for each in clients.values()), key=(OK, SUSPECT, SATURATED).index)
-    reasons = [
-        f"{name}: {reason}" for name, each in clients.items() if each["verdict"] == worst for reason in each["reasons"]
-    ]
-    return {"verdict": worst, "saturated": worst == SATURATED, "reasons": reasons}

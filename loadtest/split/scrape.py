@@ -79,8 +79,7 @@ class Scrape:
         reason = next((each["reason"] for each in (before, after) if each["reason"]), None)
         if reason is None and not (before["series"] or after["series"]):
             return None
-        named = {name: getattr(cell, name) for name in ("config", "concurrency", "input_tokens", "new_tokens")}
-        said = {**named, "url": self.url, "phases": list(phases), "reason": reason}
+        said = {**cell.named(), "url": self.url, "phases": list(phases), "reason": reason}
         for name, read in (("before", before), ("after", after)):
             said[name] = None if read["reason"] else {key: read[key] for key in ("started_s", "series")}
         kept: dict[str, Any] = hidden(said)
