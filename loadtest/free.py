@@ -16,6 +16,7 @@ from loadtest.arrivals import Arrivals
 from loadtest.datasets import DatasetPrompts
 from loadtest.dispatch import ClosedLoop, ids
 from loadtest.interruption import GaveUp
+from loadtest.live.processes import Alone, Processes
 from loadtest.loads import Options, load_of, say, site
 from loadtest.monitor import Monitor
 from loadtest.open_loop import OpenLoop
@@ -68,14 +69,13 @@ def measure_free(options: Options, recorder: Recorder) -> None:
         load = load_of(found, dispatch, options, recorder)
         monitor = Monitor(options.live.loop_lags_s)
         found.metrics.before()
-        with Progress(options.run_time_s) as progress:
+        with progress_of(options, cell) as progress:
             monitor.start()
             with spawned(load, options.users, drain_s=options.timeouts.total_s) as users:
                 for _ in until_over(options.run_time_s, progress):
                     assert users.environment.runner is not None
                     running = users.environment.runner.user_count
-                    progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
-                progress.now(f"{cell.label}: the time is over, what runs may finish")
+                progress.now("the time is over, what runs may finish")
             recorder.client(cell, monitor.stop())
             recorder.server_metrics(found.metrics.after(cell, PHASES))
 
@@ -87,17 +87,25 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
         load = load_of(found, dispatch, options, recorder)
         monitor = Monitor(options.live.loop_lags_s)
         found.metrics.before()
-        with Progress(options.run_time_s) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
+        with progress_of(options, cell) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
             dispatch.begin()
             monitor.start()
             for _ in until_over(options.run_time_s, progress):
-                said = f"{recorder.complete} complete, {recorder.other} not, {dispatch.waiting_late} overdue"
-                progress.now(f"{cell.label}: {said}")
-            progress.now(f"{cell.label}: the time is over, what was due is still sent")
+                progress.now(f"{dispatch.waiting_late} overdue")
+            progress.now("the time is over, what was due is still sent")
             unsent = 0 if dispatch.join(options.timeouts.total_s) else dispatch.waiting_late
         recorder.client(cell, monitor.stop())
         recorder.server_metrics(found.metrics.after(cell, PHASES))
         schedule_kept(options, arrivals, recorder, dispatch.taken, dispatch.late, unsent)
+
+
+@contextmanager
+def progress_of(options: Options, cell: Cell, processes: Processes | None = None) -> Iterator[Progress]:
+    """Of a free run. processes: those that measure it, where it isn't this one."""
+    measured = processes or Alone(options.live)
+    with Progress(measured, options.run_time_s, unit_s=1.0, title=options.title) as progress:
+        progress.cell(cell.label)
+        yield progress
 
 
 def schedule_kept(options: Options, arrivals: Arrivals, recorder: Recorder, taken: int, late: int, unsent: int) -> None:

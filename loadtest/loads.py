@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from loadtest.runner import Load, Running, spawned  # isort: skip  (first: importing locust patches sockets)
 
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from loadtest.distributed.spread import Spread
 from loadtest.interruption import GaveUp
 from loadtest.kept import NOTHING, Kept, Lack
 from loadtest.live.counting import Live
+from loadtest.live.processes import Alone
 from loadtest.monitor import Monitor
 from loadtest.plan import Config, Plan
 from loadtest.progress import STARTING, Progress, effort
@@ -64,6 +66,7 @@ class Options:
     dataset_order: DatasetOrder
     spread: Spread | None = None  # over several processes; None: this one alone
     live: Live = field(default_factory=Live)  # what is known while it runs
+    title: str = ""  # what its progress is called
 
 
 @contextmanager
@@ -105,23 +108,31 @@ def site(
 
 def measure_plan(options: Options, plan: Plan, recorder: Recorder, kept: Kept = NOTHING) -> None:
     """Every configuration, every cell: warm-up waves, then the waves that count. kept: what a run that goes on has."""
+    cells = [cell for config in options.configs for cell in plan.cells(config, None)]
     lacking = {config: kept.lacking(plan.cells(config, None), options.waves) for config in options.configs}
-    total = sum(
-        STARTING + sum((options.warmup_waves + waves) * effort(cell) for cell, waves, _ in lacks)
-        for lacks in lacking.values()
-        if lacks
-    )
+    lacks = list(itertools.chain(*lacking.values()))
+    starting = STARTING if options.serve else 0
+    done = sum(options.waves * effort(cell) for cell in cells) - sum(waves * effort(cell) for cell, waves, _ in lacks)
+    left = sum((options.warmup_waves + waves) * effort(cell) for cell, waves, _ in lacks)
+    left += starting * sum(map(bool, lacking.values()))
     lengths = [input_tokens for input_tokens, _ in plan.encoding + plan.generation]
 
     def look(url: str, seed: str) -> Site:
         return options.look.at(url, seed, lengths, plan.max_total_tokens)
 
     next_id = ids(recorder.run, recorder.process)
-    with Progress(total) as progress:
+    with Progress(
+        Alone(options.live),
+        done + left,
+        done=done,
+        cells=len(cells),
+        over=len(cells) - len(lacks),
+        title=options.title,
+    ) as progress:
         for config in (each for each in options.configs if lacking[each]):
             progress.now(f"{config.name}: starting")
             with site(options, config, recorder, look, kept) as found:
-                progress.advance(STARTING)
+                progress.advance(starting)
                 dispatch = Waves(found.prompts, next_id)
                 load = load_of(found, dispatch, options, recorder)
                 with spawned(load, config.concurrency) as users:
@@ -136,15 +147,17 @@ def _measure_cell(
 
     def measure(phase: str, count: int) -> None:
         nonlocal hopeless
-        progress.now(f"{cell.label} {phase} 1/{count}")
+        progress.anew()
+        progress.now(f"{phase} wave 1 of {count}")
         for wave, samples in enumerate(dispatch.run(cell, phase, count, lack.first), 1):
             progress.advance(effort(cell))
-            progress.now(f"{cell.label} {phase} {min(wave + 1, count)}/{count}")
+            progress.now(f"{phase} wave {min(wave + 1, count)} of {count}")
             users.books.settle()
             hopeless = 0 if any(sample.complete for sample in samples) else hopeless + 1
             if hopeless == HOPELESS_WAVES:
                 raise GaveUp(f"{HOPELESS_WAVES} waves in a row without a complete request; the last: {_why(samples)}")
 
+    progress.cell(cell.label)
     measure("warmup", options.warmup_waves)
     found.metrics.before()
     monitor = Monitor(options.live.loop_lags_s)
@@ -153,6 +166,7 @@ def _measure_cell(
         measure("steady", lack.waves)
     finally:
         recorder.client(cell, monitor.stop())
+    progress.over(f"{lack.waves} wave{'s' if lack.waves != 1 else ''}")
     recorder.server_metrics(found.metrics.after(cell, ["steady"]))
 
 

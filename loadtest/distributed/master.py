@@ -20,14 +20,14 @@ from loadtest.distributed.crew import Crew, Member
 from loadtest.distributed.facts import processes, same_endpoint, written
 from loadtest.distributed.link import AGAIN_S
 from loadtest.distributed.spread import Spread
-from loadtest.free import schedule_kept, until_over
+from loadtest.free import progress_of, schedule_kept, until_over
 from loadtest.interruption import GaveUp, Interrupted
 from loadtest.live.exporter import exported
+from loadtest.live.processes import REPORT, Workers
 from loadtest.live.watch import gather
 from loadtest.loads import Options, say, serving
 from loadtest.machine import boot
 from loadtest.plan import Cell
-from loadtest.progress import Progress
 from loadtest.record import Recorder
 from loadtest.redaction import hide
 
@@ -64,14 +64,15 @@ def _measure_at(url: str, command: str | None, options: Options, spread: Spread,
 
     crew = Crew(runner, partial(locust_runner.tell, runner), ended)
     crew.begin(recorder)
+    seen = gather(runner.environment)
     with (
         _workers(spread, runner.server.port, options) as started,
-        exported(gather(runner.environment), options.results, say),
+        exported(seen, options.results, say),
     ):
         try:
             _gather(crew, runner, spread, started)
             cell = _prepare(crew, options, url, spread, recorder, command)
-            _measure(crew, runner, options, recorder, cell)
+            _measure(crew, runner, options, recorder, cell, seen)
             if options.calibrate:
                 recorder.calibration(_calibrated(crew, recorder))
         finally:
@@ -140,11 +141,11 @@ def _check(crew: Crew, silent: list[Member]) -> None:
         raise GaveUp(f"the run can't go on: {crew.problem}")
 
 
-def _measure(crew: Crew, runner: Any, options: Options, recorder: Recorder, cell: Cell) -> None:
+def _measure(crew: Crew, runner: Any, options: Options, recorder: Recorder, cell: Cell, seen: Workers) -> None:
     first = list(crew.members.values())[:1]  # one is enough to read what the server says of itself
     crew.ask("before", lambda _: {}, METRICS_S, first)
-    try:
-        with Progress(options.run_time_s) as progress:
+    with progress_of(options, cell, seen) as progress:
+        try:
             _send_home(runner, [uid for uid in runner.clients if uid not in crew.members])
             runner.start(options.users, spawn_rate=options.users)
             _wait_for_users(crew, runner, options.users)
@@ -155,13 +156,12 @@ def _measure(crew: Crew, runner: Any, options: Options, recorder: Recorder, cell
             for _ in until_over(options.run_time_s, progress):
                 _check(crew, [])
                 _say_who_is_gone(crew)
-                progress.now(f"{cell.label}: {recorder.complete} complete, {recorder.other} not")
-            progress.now(f"{cell.label}: the time is over, what runs may finish")
-            _stop(crew, recorder, options.timeouts.total_s)
-    except BaseException:
-        crew.ask("cut", lambda _: {}, AGAIN_S)  # nobody waits for a drain after Ctrl-C
-        _stop(crew, recorder, 0.0)
-        raise
+            progress.now("the time is over, what runs may finish")
+            _stop(crew, recorder, options.timeouts.total_s, seen)
+        except BaseException:
+            crew.ask("cut", lambda _: {}, AGAIN_S)  # nobody waits for a drain after Ctrl-C
+            _stop(crew, recorder, 0.0, seen)
+            raise
     _check(crew, [])
     crew.ask("after", lambda _: {}, METRICS_S, first)
     recorder.server_metrics(first[0].answers.get("after", {}).get("read"))
@@ -200,10 +200,13 @@ def _wait_for_users(crew: Crew, runner: Any, users: int) -> None:
             member.users = client.user_count
 
 
-def _stop(crew: Crew, recorder: Recorder, drain_s: float) -> None:
+def _stop(crew: Crew, recorder: Recorder, drain_s: float, seen: Workers) -> None:
     """Let what runs finish, and wait until every sample is here or known to be missing: all of it into run.json."""
     # An open loop's rest of the schedule may take as long, and then what still runs.
     crew.ask("stop", lambda _: {"drain_s": drain_s}, 2 * drain_s + DRAIN_S)
+    for member in crew.members.values():
+        if stopped := member.answers.get("stop"):
+            seen.heard(member.uid, {REPORT: stopped["seen"]})  # all of it: locust's last report may be 3 s old
     for sentence in written(crew, recorder):
         say(sentence)
 

@@ -138,6 +138,7 @@ class Share:
             "cell": asdict(self._cell),
             "schedule": schedule,
             "dataset": self._dataset(),
+            "seen": self._load.live.state().packed(),
         }
 
     def _dataset(self) -> dict[str, Any] | None:

@@ -50,6 +50,9 @@ class Live:
         state.requests[sample.verdict] += 1
         state.tokens["input"] += sample.got.input_tokens or 0
         state.tokens["output"] += sample.got.new_tokens
+        due_s, ended_s = ((t_ns - self._began_ns) / 1e9 for t_ns in (sample.scheduled_ns, sample.ended_ns))
+        state.first_s = due_s if state.first_s is None else min(state.first_s, due_s)
+        state.last_s = max(state.last_s, ended_s)
         start_lag_s = self._start_lag.of(sample)
         values = {"start_lag": start_lag_s if sample.phase == "steady" else None}
         if sample.complete:

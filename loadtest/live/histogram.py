@@ -64,6 +64,13 @@ class Histogram:
         self.counts += other.counts
         self.sum_s += other.sum_s
 
+    def since(self, before: Histogram) -> Histogram:
+        """A new one, of what was observed after an earlier state of this one."""
+        later = Histogram()
+        later.counts = self.counts - before.counts
+        later.sum_s = self.sum_s - before.sum_s
+        return later
+
     def packed(self) -> dict[str, Any]:
         """For a message to another process: the steps that aren't empty, as bytes: packing must cost no stream."""
         steps = np.flatnonzero(self.counts)
