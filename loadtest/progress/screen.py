@@ -40,7 +40,7 @@ class Screen:
             self._live.update(Frame(standing), refresh=True)
 
     def keep(self, what: str, seen: Figures) -> None:
-        self._live.console.print(_row((what, "bold"), ": ", BETWEEN.join(said(seen))))
+        self._live.console.print(_row((what, "bold"), ": ", BETWEEN.join(said(seen))), soft_wrap=False)
 
     def close(self) -> None:
         self._live.stop()

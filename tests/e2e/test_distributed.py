@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +138,11 @@ def test_two_processes_report_what_is_in_their_one_file(server: Truth, asked: An
         assert shown == {p: float(np.quantile(own, PERCENTILES[p])) for p in shown}
     wall_s = (max(s["ended_ns"] for s in steady) - min(s["scheduled_ns"] for s in steady)) / 1e9
     assert cell["metrics"]["requests_per_s"]["mean"] == len(steady) / wall_s
+    said = re.search(r"6 users 20→8, done \| TTFT p50 ([\d.]+) ms, .* \| (\d+) complete, 0 not \| client", done.stderr)
+    assert said is not None, done.stderr
+    assert int(said[2]) == len(samples), "all that the workers saw, up to their end"
+    first_ns = np.median([sample["events"][0][0] - sample["started_ns"] for sample in samples])
+    assert float(said[1]) == pytest.approx(first_ns / 1e6, rel=0.0012)
 
 
 def test_processes_keep_one_schedule_between_them(server: Truth, tmp_path: Path):

@@ -184,7 +184,13 @@ def test_it_goes_on_to_the_whole_plan_and_every_wave_that_counts_is_one_processe
     assert all(len({sample["process"] for sample in wave}) == 1 for wave in waves.values())
     summary = json.loads((story.folder / "summary.json").read_text())
     assert [entry["waves"]["counted"] for entry in summary["cells"]] == [WAVES] * 6
-    assert (summary["interrupted"], summary["missing"]) == (False, [])
+
+
+def test_cells_that_were_measured_before_count_as_done(story: Story):
+    shown = re.findall(r"cell (\d) of 6: T (\d+)→(\d+), \d waves? \|", story.done["last"].stderr)
+    cells = [(s["cell"]["input_tokens"], s["cell"]["new_tokens"]) for s in story.samples if s["process"] == 2]
+    assert {(int(given), int(made)) for _, given, made in shown} == set(cells), story.points
+    assert [int(number) for number, *_ in shown] == list(range(7 - len(shown), 7))
 
 
 def test_a_process_warms_up_before_every_cell_that_it_measures(story: Story):

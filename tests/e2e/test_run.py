@@ -144,9 +144,23 @@ def test_the_report_has_the_three_charts_and_the_terminal_its_tables(published: 
     assert str(folder / "report.md") in done.stdout
 
 
-def test_progress_names_the_cell_the_wave_and_the_time_left(published: Any):
-    _, done = published
-    assert re.search(r"[LT] 256→\d+ (warmup|steady) \d+/\d+ .* left", done.stderr)
+def test_a_log_has_a_line_for_each_cell_with_its_figures(published: Any):
+    folder, done = published
+    lines = re.findall(
+        r"tokenclock: cell (\d+) of 12: ([LT]) (\d+)→(\d+), 2 waves \| TTFT .* \| ITL .* \| output [\d.]+ tokens/s \| "
+        r"(\d+) complete, 0 not \| client \w+",
+        done.stderr,
+    )
+    assert [int(number) for number, *_ in lines] == list(range(1, 13)), done.stderr
+    steady = Counter(
+        (s["cell"]["config"], str(s["cell"]["input_tokens"]), str(s["cell"]["new_tokens"]))
+        for s in samples_of(folder)
+        if s["phase"] == "steady"
+    )
+    assert {(config, given, made): int(complete) for _, config, given, made, complete in lines} == steady
+    for line in re.findall(r"tokenclock: +\d+% .*", done.stderr):  # one each 5 s: as many as this machine is slow
+        assert re.search(r"\| \d+:\d\d elapsed", line)
+    assert "\x1b" not in done.stderr
 
 
 def test_a_report_computed_again_is_the_same(published: Any):
