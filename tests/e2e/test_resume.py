@@ -184,6 +184,7 @@ def test_it_goes_on_to_the_whole_plan_and_every_wave_that_counts_is_one_processe
     assert all(len({sample["process"] for sample in wave}) == 1 for wave in waves.values())
     summary = json.loads((story.folder / "summary.json").read_text())
     assert [entry["waves"]["counted"] for entry in summary["cells"]] == [WAVES] * 6
+    assert (summary["interrupted"], summary["missing"]) == (False, [])
 
 
 def test_cells_that_were_measured_before_count_as_done(story: Story):
