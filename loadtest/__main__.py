@@ -88,7 +88,7 @@ def run(asked: argparse.Namespace) -> int:
 
         return worker.run(host, port, asked.parent, asked, options)
     chosen = replace(options(asked), spread=spread_of(asked, echo(asked)))
-    require("matplotlib", "jinja2", "markdown_it")  # said before the measurement, not after it
+    require("rich", "matplotlib", "jinja2", "markdown_it")  # said before the measurement, not after it
     from loadtest import run as verb
 
     return verb.run(chosen, echo(asked), asked.resume)

@@ -124,5 +124,5 @@ def _options(shape: Shape, url: str, seconds: float, seed: int) -> Options:
         new_tokens=shape.tokens,
         dataset=None,
         dataset_order="shuffle",
-        title="calibration, ",
+        title="" if waves else "calibration, ",  # a plan's cell is called so itself
     )
