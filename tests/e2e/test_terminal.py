@@ -59,6 +59,14 @@ class Terminal:
         self._end_s = time.monotonic() + PATIENCE_S
         self.raw = b""
 
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._ours)
+
     def until(self, seen: Callable[[str], Any]) -> str:
         """What is on the screen once something is seen there."""
         while not seen(text := "\n".join(self._screen.display)):
@@ -73,7 +81,6 @@ class Terminal:
         """Its exit code, and all that stays on the terminal, line by line, as it was scrolled."""
         while self._read():
             assert time.monotonic() < self._end_s
-        os.close(self._ours)
         above = [
             "".join(line[column].data for column in range(self._screen.columns)) for line in self._screen.history.top
         ]
@@ -108,14 +115,14 @@ def seconds(text: str) -> float:
 
 def test_on_a_terminal_a_plan_shows_each_cell_and_leaves_its_figures_which_are_the_files(server: Truth, tmp_path: Path):
     plan = ("--url", server.url, "--plan", "published", "--config", "T", "-n", "3", "--no-calibrate")
-    terminal = Terminal(80, *plan, "--results", str(tmp_path), "--allow", "saturated")
-    live = terminal.until(re.compile(r"cell [456] of 6: T 256→\d+, steady wave [23] of 3").search)
+    with Terminal(80, *plan, "--results", str(tmp_path), "--allow", "saturated") as terminal:
+        live = terminal.until(re.compile(r"cell [456] of 6: T 256→\d+, steady wave [23] of 3").search)
+        code, text = terminal.end()
+    assert code == 0, text
     assert re.search(r"━ +\d+%  0:\d\d elapsed, \d:\d\d left", live)
     frame = unbroken(live[live.index(" elapsed") :])
     assert re.search(r"TTFT (mean|p50) [\d.]+ ms, p99 – · ITL p50 [\d.]+ ms · output [\d.]+ tokens/s", frame), live
     assert re.search(r"\b[48] complete, 0 not · client (ok|suspect|saturated)", frame), live
-    code, text = terminal.end()
-    assert code == 0, text
     assert " elapsed, " not in text, "the last frame is gone"
     kept = re.findall(
         r"cell (\d) of 6: T 256→(\d+), 3 waves: TTFT p50 ([\d.]+ m?s), p99 – · ITL p50 ([\d.]+ m?s|–) · output "
@@ -141,13 +148,12 @@ def test_on_a_terminal_a_plan_shows_each_cell_and_leaves_its_figures_which_are_t
 
 def test_ctrl_c_on_a_narrow_terminal_without_colours_leaves_it_as_it_was(server: Truth, tmp_path: Path):
     free = ("--url", server.url, "-u", "3", "-t", "60s", "--input-tokens", "20", "--new-tokens", "40")
-    terminal = Terminal(40, *free, "--results", str(tmp_path), NO_COLOR="1")
-    live = terminal.until(lambda text: re.search(r"[1-9]\d* complete", text))
-    assert all(part in unbroken(live) for part in ("3 users 20→40", "TTFT", "ITL", "tokens/s", " left")), live
-    assert b"\x1b[?25l" in terminal.raw
-    terminal.press(b"\x03")
-    code, text = terminal.end()
+    with Terminal(40, *free, "--results", str(tmp_path), NO_COLOR="1") as terminal:
+        live = terminal.until(lambda text: re.search(r"[1-9]\d* complete", text))
+        terminal.press(b"\x03")
+        code, text = terminal.end()
     assert code == 130, text
+    assert all(part in unbroken(live) for part in ("3 users 20→40", "TTFT", "ITL", "tokens/s", " left")), live
     assert terminal.raw.rindex(b"\x1b[?25h") > terminal.raw.rindex(b"\x1b[?25l")
     assert not re.search(rb"\x1b\[(\d+;)*([34]\d|[34]8;5;\d+)m", terminal.raw)
     assert " elapsed, " not in text
