@@ -26,7 +26,7 @@ class Headline:
     """fast, total, first: texts with their units and intervals; None where there is no such figure."""
 
     label: str
-    users: int
+    users: str  # `4 at once`, of an open loop `at most 64 at once`
     fast: str | None
     total: str | None
     requests: str | None
@@ -48,7 +48,7 @@ def headline(summary: Summary, run: Mapping[str, Any]) -> Headline | None:
     reservations = tuple(_reservations(summary))
     return Headline(
         label=entry["label"],
-        users=entry["cell"]["concurrency"],
+        users=f"{'at most ' if run.get('open_loop') else ''}{entry['cell']['concurrency']} at once",
         fast=_rate_said(entry, OUTPUT_RATE, "output tokens/s"),
         total=_rate_said(entry, TOTAL_RATE, "tokens/s"),
         requests=_rate_said(entry, "requests_per_s", "requests/s"),
@@ -145,8 +145,7 @@ def sentences(found: Headline | None) -> Iterator[str]:
         yield "**No request was complete**: there is no figure."
         return
     fast = [text for text in (found.fast, found.total and f"{found.total} with the prompts", found.requests) if text]
-    users = f"{found.users} user{'s' if found.users != 1 else ''} at once"
-    yield f"**How fast**: {'; '.join(fast) or 'no rate'}, in {escape(found.label)} ({users}), the fastest cell."
+    yield f"**How fast**: {'; '.join(fast) or 'no rate'}, in {escape(found.label)} ({found.users}), the fastest cell."
     first = [f"first token after {found.first}"] if found.first else []
     first += [f"gaps between tokens of {found.gap}"] if found.gap else []
     if first:
