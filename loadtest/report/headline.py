@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.report.escaping import escape
-from loadtest.report.numbers import centre, quantity, with_interval
+from loadtest.report.numbers import centre, quantity, rate, with_interval
 from loadtest.report.text import OUTPUT_RATE
 from loadtest.trust import SATURATED, SUSPECT
 
@@ -66,11 +66,11 @@ def _rate(entry: Entry) -> float:
 
 
 def _rate_said(entry: Entry, name: str, unit: str) -> str | None:
-    """Of waves the median with its interval; of a free run the rate."""
+    """Of waves the median, of a free run the rate; each with its interval."""
     metric = entry["metrics"].get(name)
     if metric is None or not metric["n"]:
         return None
-    said = with_interval(metric) if entry["waves"] is not None else quantity(metric["mean"], metric["unit"])
+    said = with_interval(metric) if entry["waves"] is not None else rate(metric)
     return said.replace(metric["unit"], unit, 1)
 
 

@@ -179,8 +179,9 @@ def _definitions(summary: Mapping[str, Any]) -> str:
     return table(["metric", "unit", "formula"], rows, LEFT) + (
         "\n\nQuantiles interpolate linearly between order statistics (numpy's default). The 95 % CI of a median lies "
         "between two order statistics: with independent repetitions it holds the true median with a probability of at "
-        "least 95 %, whatever their distribution. It says nothing about the client's error. TTFT ends at the first "
-        "event with a token, reasoning included."
+        "least 95 %, whatever their distribution. Outside waves the CI of a rate and of several users' medians is from "
+        "blocks of the run (batch means). It says nothing about the client's error. TTFT ends at the first event with "
+        "a token, reasoning included."
     )
 
 
