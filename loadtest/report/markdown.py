@@ -14,7 +14,7 @@ from loadtest.report import doubts, goodput, server
 from loadtest.report.clock import ERRORS, load_said
 from loadtest.report.escaping import escape
 from loadtest.report.grid import panels
-from loadtest.report.headline import headline, sentences
+from loadtest.report.headline import TOTAL_RATE, headline, sentences
 from loadtest.report.numbers import ABSENT, quantiles, with_failures
 from loadtest.report.table import LEFT, table
 from loadtest.report.text import OUTPUT_RATE, output_rate, panel_rows
@@ -172,7 +172,7 @@ def _definitions(summary: Mapping[str, Any]) -> str:
     shown = (
         {panel.metric for panel in panels(summary)}
         | {name for _, name in (*TIMES, *FAILABLE)}
-        | {OUTPUT_RATE, "requests_per_s"}
+        | {TOTAL_RATE, OUTPUT_RATE, "requests_per_s"}
     )
     used = {name for entry in summary["cells"] for name in entry["metrics"]} & shown
     rows = [[f"`{name}`", one.unit, one.formula] for name, one in DEFINITIONS.items() if name in used]
