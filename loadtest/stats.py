@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,16 @@ def tpot_s(sample: Sample) -> float | None:
         return None
     later_tokens = sample.got.new_tokens - sample.events[0][1]
     return (whole_s - first_s) / later_tokens if later_tokens > 0 else None
+
+
+#: Metrics of single requests.
+OF_REQUESTS: Mapping[str, Callable[[Sample], float | None]] = {
+    "ttft_s": ttft_s,
+    "ttft_text_s": ttft_text_s,
+    "ttft_from_schedule_s": ttft_from_schedule_s,
+    "latency_s": latency_s,
+    "tpot_s": tpot_s,
+}
 
 
 def gaps_ns(sample: Sample) -> list[int]:

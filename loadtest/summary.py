@@ -9,6 +9,7 @@
             "samples": {"steady", "complete", "failed"},                  steady phase
             "verdicts": {"complete": 40, ...},                            steady phase
             "metrics": {name: METRIC},
+            "blocks": {"n": 10, "each_s": 12.5 | null, "why": null} | null,    batch_means.py; why there are none: n = 0
             "itl": {"gaps", "gaps_of_several_tokens", "requests_with_fewer_events",
                     "histogram": false},                                 true: of 3 digits, above 10 million gaps
             "totals": {"wall_s", "input_tokens" | null, "new_tokens"},    wall: first scheduled start → last end
@@ -28,7 +29,9 @@
  "calibration": {"loads": [CALIBRATED, ...], "reason"} | null,            run.json's: loadtest/calibrate/__init__.py
  "notes": ["sentence", ...]}
 METRIC = {"unit", "n", "mean", "std", "min", "max", "p50", "p90", "p95", "p99",   a quantile is null where not printable
-          "ci95_of_median": [low, high] | null, "ci95_coverage": 0.9785 | null,
+          "ci95_of_median": [low, high] | null,     of several users outside waves: from blocks
+          "ci95_coverage": 0.9785 | null,           exact; null where it is from blocks
+          "ci95_of_mean": [low, high] | null,       of a rate outside waves: from blocks
           "with_failures": {"n", "failed", "p50", "p90", "p95", "p99", "infinite": ["p99"]} | null}
 ```
 A metric that is undefined for every request of the cell is left out. In `with_failures` a failed request (wave) counts
@@ -40,13 +43,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from loadtest import stats, trust
+from loadtest import batch_means, stats, trust
 from loadtest.condensed import Condensed, Streams, condense
 from loadtest.datasets import repeats
 from loadtest.gaps import DIGITS, Gaps
@@ -60,14 +63,7 @@ SCHEMA = 1
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 DETAILS = 3  # sentences kept of each verdict that is not `complete`
 
-#: Metrics of single requests, and whether a failed request counts as infinitely slow beside them.
-OF_REQUESTS: tuple[tuple[str, Callable[[Sample], float | None], bool], ...] = (
-    ("ttft_s", stats.ttft_s, True),
-    ("ttft_text_s", stats.ttft_text_s, True),
-    ("ttft_from_schedule_s", stats.ttft_from_schedule_s, True),
-    ("latency_s", stats.latency_s, True),
-    ("tpot_s", stats.tpot_s, False),
-)
+NOT_OF_FAILURES = {"tpot_s"}  # of requests; for the others a failed one counts as infinitely slow beside them
 
 
 def distribution(
@@ -92,6 +88,7 @@ def distribution(
         **{p: stats.quantile(values, q) for p, q in QUANTILES.items()},
         "ci95_of_median": [interval.low, interval.high] if interval else None,
         "ci95_coverage": interval.coverage if interval else None,
+        "ci95_of_mean": None,
         "with_failures": beside,
     }
 
@@ -114,6 +111,7 @@ def pooled(name: str, gaps: Gaps) -> dict[str, Any]:
         **dict(zip(at, gaps.quantiles_s(list(at.values())).tolist(), strict=True)),
         "ci95_of_median": None,
         "ci95_coverage": None,
+        "ci95_of_mean": None,
         "with_failures": None,
     }
 
@@ -124,14 +122,14 @@ def _metrics(
     """Every metric of one cell that is defined for at least one request, or that only failures keep from it.
 
     Gaps of one stream, and requests in flight together, wait for one another: they are not independent observations,
-    and no interval is given for them. The waves themselves are.
+    and no interval is made of them. The waves themselves are, and blocks of requests (`_of_blocks`).
     """
     complete = [sample for sample in steady if sample.complete]
     alone = steady[0].cell.concurrency == 1
     found = {}
-    for name, metric, failable in OF_REQUESTS:
+    for name, metric in stats.OF_REQUESTS.items():
         values = [value for sample in complete if (value := metric(sample)) is not None]
-        failed = len(steady) - len(complete) if failable else None
+        failed = None if name in NOT_OF_FAILURES else len(steady) - len(complete)
         if values or failed:
             found[name] = distribution(name, values, failed=failed, independent=alone)
     if gaps.n:
@@ -148,6 +146,23 @@ def _metrics(
     return found
 
 
+def _of_blocks(
+    metrics: Mapping[str, dict[str, Any]], steady: Sequence[Sample], hosts: Mapping[int, str], open_loop: bool
+) -> dict[str, Any]:
+    """Puts the intervals that blocks give into a cell's metrics; returns its `blocks`."""
+    try:
+        found = batch_means.intervals(steady, hosts, open_loop)
+    except batch_means.NoBlocks as error:
+        return {"n": 0, "each_s": None, "why": str(error)}
+    alone = steady[0].cell.concurrency == 1
+    for name, interval in found.of.items():
+        if name in batch_means.RATES and name in metrics:
+            metrics[name]["ci95_of_mean"] = list(interval)
+        elif name in stats.OF_REQUESTS and not alone:
+            metrics[name]["ci95_of_median"] = list(interval)
+    return {"n": found.blocks, "each_s": found.each_s, "why": None}
+
+
 def _cell(
     cell: Cell,
     steady: Sequence[Sample],
@@ -155,9 +170,11 @@ def _cell(
     hosts: Mapping[int, str],
     seen: Mapping[int, Mapping[str, Any]],
     names: Mapping[int, str],
+    open_loop: bool,
 ) -> Any:
     complete = [sample for sample in steady if sample.complete]
     waves = stats.waves(steady, hosts) if steady[0].cell.wave is not None else None
+    metrics = _metrics(steady, streams.gaps, waves, hosts)
     named = asdict(cell)
     del named["wave"]
     return {
@@ -167,7 +184,8 @@ def _cell(
         "waves": waves and {"counted": len(waves.counted), "failed": waves.failed, "unfinished": waves.unfinished},
         "samples": {"steady": len(steady), "complete": len(complete), "failed": len(steady) - len(complete)},
         "verdicts": _counts(steady),
-        "metrics": _metrics(steady, streams.gaps, waves, hosts),
+        "metrics": metrics,
+        "blocks": _of_blocks(metrics, steady, hosts, open_loop) if waves is None else None,
         "itl": {
             "gaps": streams.gaps.n,
             "gaps_of_several_tokens": streams.several_tokens,
@@ -284,6 +302,7 @@ def summarise(samples: Iterable[Sample] | Condensed, run: Mapping[str, Any]) -> 
             hosts,
             seen[tuple(cell.named().values())],
             names,
+            bool(run.get("open_loop")),
         )
         | {"goodput": demand and goodput(steady, hosts, demand["objectives_s"])}
         for cell, steady in sorted(groups.items(), key=lambda item: _reading_order(item[0]))

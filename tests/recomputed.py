@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
 def requests(folder: Path) -> pd.DataFrame:
-    """A row a request of the steady phase; times in seconds."""
+    """A row a request; times in seconds."""
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = pd.json_normalize([line for line in lines if line["phase"] == "steady"], max_level=1)
+    rows = pd.json_normalize(lines, max_level=1)
     rows = rows.rename(columns={f"cell.{name}": name for name in [*CELL, "wave"]})
     events = rows["events"]
     rows["first_ns"] = events.map(lambda e: e[0][0] if e else math.nan)
@@ -38,17 +39,15 @@ def requests(folder: Path) -> pd.DataFrame:
 
 
 def figures(folder: Path) -> dict[tuple[Any, ...], dict[str, pd.Series]]:
-    """Observations of every metric, by cell. Of one machine."""
-    found = {}
-    for key, cell in requests(folder).groupby(CELL, dropna=False):
+    """Observations of every metric in the steady phase, by cell. Of one machine."""
+    found, rows = {}, requests(folder)
+    for key, cell in rows[rows["phase"] == "steady"].groupby(CELL, dropna=False):
         done = cell[cell["complete"]]
         of = {
             name: done[name].dropna()
             for name in ("ttft_s", "ttft_text_s", "ttft_from_schedule_s", "latency_s", "tpot_s")
         }
-        stamps = done[["id", "events"]].explode("events").dropna()
-        at_ns = stamps["events"].map(lambda event: event[0])
-        of["itl_s"] = (at_ns.groupby(stamps["id"]).diff().dropna()) / 1e9
+        of["itl_s"] = _gaps_s(done)
         of["lag_s"] = cell["lag_s"].dropna()
         tokens = done["got.input_tokens"] + done["got.new_tokens"]
         if cell["wave"].notna().all():
@@ -62,6 +61,20 @@ def figures(folder: Path) -> dict[tuple[Any, ...], dict[str, pd.Series]]:
             n: v.astype(float) for n, v in of.items() if len(v)
         }
     return found
+
+
+def _gaps_s(done: pd.DataFrame) -> pd.Series:
+    stamps = done[["id", "events"]].explode("events").dropna()
+    at_ns = stamps["events"].map(lambda event: event[0])
+    return (at_ns.groupby(stamps["id"]).diff().dropna()) / 1e9
+
+
+def _start_lags_s(rows: pd.DataFrame) -> pd.Series:
+    """Of the steady phase: later than scheduled and than the same user was free, less the cost of a connection."""
+    free_ns = rows.groupby(["process", "user"])["ended_ns"].shift()
+    possible_ns = rows[["scheduled_ns"]].assign(free=free_ns).max(axis=1)
+    lags_s = (rows["started_ns"] - possible_ns - rows["connect_ns"].fillna(0)) / 1e9
+    return lags_s[rows["phase"] == "steady"]
 
 
 def _waves(cell: pd.DataFrame) -> dict[str, pd.Series]:
@@ -224,4 +237,43 @@ def _spreads(rows: list[list[str]], labels: dict[str, tuple[Any, ...]], known: d
             assert (text != "–") == printable(len(values), q)
             compared += 1
     assert compared
+    return compared
+
+
+def agree_with_prometheus(folder: Path, ask: Callable[[str], dict[str, float]]) -> int:
+    """Asserts that what Prometheus scraped of a run amounts to its samples, warm-up and all; how often it compared.
+
+    ask: an instant query's values by their labels. A quantile must lie in the bucket that holds the exact one.
+    """
+
+    def last(series: str, by: str) -> dict[str, float]:
+        """What was scraped last, though nothing is served any more. By the label's value."""
+        found = ask(f"sum by ({by}) (last_over_time(tokenclock_{series}[5m]))")
+        return {labels.removeprefix(f"{by}="): value for labels, value in found.items()}
+
+    rows = requests(folder)
+    done = rows[rows["complete"]]
+    counts = {name: n for name, n in last("requests_total", "verdict").items() if n}
+    assert counts == rows["verdict"].value_counts().to_dict()
+    tokens = {"input": rows["got.input_tokens"].sum(), "output": rows["got.new_tokens"].sum()}
+    assert last("tokens_total", "kind") == tokens
+    observed = {"ttft": rows["ttft_s"], "itl": _gaps_s(done), "tpot": done["tpot_s"], "e2e": done["latency_s"]}
+    observed["client_start_lag"] = _start_lags_s(rows)
+    compared = len(counts) + len(tokens)
+    for name, values in observed.items():
+        ordered = values.dropna().clip(lower=0).sort_values()
+        assert len(ordered), name
+        series = f"{name}_seconds"
+        assert last(f"{series}_count", "") == {"": len(ordered)}, name
+        (total_s,) = last(f"{series}_sum", "").values()
+        assert abs(total_s - ordered.sum()) <= 1e-9 * total_s + 1e-12, name
+        bounds = sorted(float(bound) for bound in last(f"{series}_bucket", "le"))
+        for q in QUANTILES.values():
+            query = f"histogram_quantile({q}, sum by (le) (last_over_time(tokenclock_{series}_bucket[5m])))"
+            (said,) = ask(query).values()
+            exact = ordered.iloc[max(math.ceil(q * len(ordered)), 1) - 1]
+            above = next(at for at, bound in enumerate(bounds) if exact <= bound)
+            low, high = bounds[above - 1] if above else 0.0, bounds[above]
+            assert low <= said <= high, f"{name}, {q}: {said}, and {exact} lies between {low} and {high}"
+        compared += 2 + len(QUANTILES)
     return compared

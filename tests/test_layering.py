@@ -79,10 +79,12 @@ PURE = {
     },
     "loadtest/compare/reference.py": set(),
     "loadtest/compare/published.py": {"loadtest.compare.reference"},
+    "loadtest/batch_means.py": {"loadtest.compare.intervals", "loadtest.sample", "loadtest.stats"},
     "loadtest/goodput.py": {"loadtest.sample", "loadtest.stats"},
     "loadtest/gaps.py": set(),
     "loadtest/condensed.py": {"loadtest.gaps", "loadtest.stats", "loadtest.sample", "loadtest.plan"},
     "loadtest/summary.py": {
+        "loadtest.batch_means",
         "loadtest.condensed",
         "loadtest.gaps",
         "loadtest.datasets",

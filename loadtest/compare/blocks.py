@@ -9,7 +9,7 @@ requests vary, and nothing of how the next run would.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -20,13 +20,6 @@ from loadtest.compare.measures import OF_WAVES, RATES, Measure
 from loadtest.sample import Sample
 
 MOST = 10  # blocks of a run: the longer they are, the less they depend on one another
-OF_REQUESTS: Mapping[str, Callable[[Sample], float | None]] = {
-    "ttft_s": stats.ttft_s,
-    "ttft_text_s": stats.ttft_text_s,
-    "ttft_from_schedule_s": stats.ttft_from_schedule_s,
-    "latency_s": stats.latency_s,
-    "tpot_s": stats.tpot_s,
-}
 FAILABLE = {"ttft_s", "ttft_text_s", "ttft_from_schedule_s", "latency_s"}
 
 
@@ -93,7 +86,7 @@ def _values(unit: Sequence[Sample], hosts: Mapping[int, str], measure: Measure) 
         return np.array(of_wave + [math.inf] * (found.failed if measure.metric in OF_WAVES else 0), dtype=float)
     if measure.metric == "itl_s":
         return np.array([gap for sample in complete for gap in stats.itl_s(sample)], dtype=float)
-    of = OF_REQUESTS[measure.metric]
+    of = stats.OF_REQUESTS[measure.metric]
     values = [value for sample in complete if (value := of(sample)) is not None]
     failed = len(unit) - len(complete) if measure.metric in FAILABLE and measure.statistic != "mean" else 0
     return np.array(values + [math.inf] * failed, dtype=float)

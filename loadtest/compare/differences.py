@@ -8,16 +8,17 @@ nobody knows then how much two runs of the same thing differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadtest.compare.blocks import TooFew, figures
 from loadtest.compare.intervals import ALPHA, LEAST, Ratio, ratio
-from loadtest.compare.measures import ENCODING, LOOP, OPEN_LOOP, WAVES, Measure, measure
+from loadtest.compare.measures import ENCODING, LOOP, OPEN_LOOP, RATES, WAVES, Measure, measure
 from loadtest.compare.sides import Pair, Run
 
 BETTER, WORSE, SAME, NOISY = "better", "worse", "no difference", "too noisy to say"
 MARGIN = 0.05
+FEW = 3  # runs that a reason names
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,15 @@ class Difference:
         return low - 1, high - 1
 
 
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """What the table has no line of, since not every run has such a figure in this cell."""
+
+    cell: str
+    measure: Measure
+    why: str  # with the runs, and what to do
+
+
 def change(a: float, b: float) -> float | None:
     """None where both are infinite."""
     return None if math.isinf(a) and math.isinf(b) else -1.0 if math.isinf(b) else a / b - 1
@@ -59,12 +69,16 @@ class Rules:
 
 def differences(
     pair: Pair, a: Sequence[Run], b: Sequence[Run], rules: Rules, asked: Sequence[Measure] = ()
-) -> Iterator[Difference]:
-    """Of one cell: the usual measures, and those that are asked for, as far as the cell has them."""
-    names = [*_usual(pair), *(each.name for each in asked)]
-    for each in map(measure, dict.fromkeys(names)):
-        if (found := _difference(pair, a, b, _in_place_of(each, pair, asked), rules)) is not None:
-            yield found
+) -> tuple[list[Difference], list[Absent]]:
+    """Of one cell: the usual measures and those that are asked for, and which of them it hasn't."""
+    usual = [_in_place_of(measure(name), pair) for name in _usual(pair)]
+    found, absent = [], []
+    for each in dict.fromkeys([*usual, *asked]):
+        if why := _lacking(each, pair, a, b):
+            absent.append(Absent(pair.label, each, why))
+        else:
+            found.append(_difference(pair, a, b, each, rules))
+    return found, absent
 
 
 def _usual(pair: Pair) -> tuple[str, ...]:
@@ -73,18 +87,42 @@ def _usual(pair: Pair) -> tuple[str, ...]:
     return OPEN_LOOP if pair.loop == "open" else LOOP
 
 
-def _in_place_of(usual: Measure, pair: Pair, asked: Sequence[Measure]) -> Measure:
-    """The mean where a median that nobody asked for rests on too few observations, as in the report."""
-    if usual in asked or usual.statistic != "p50" or all(usual.of(entry) is not None for entry in (*pair.a, *pair.b)):
+def _in_place_of(usual: Measure, pair: Pair) -> Measure:
+    """The mean where some run has too few observations for a median, as in its report: then of every run."""
+    if usual.statistic != "p50" and usual.metric not in RATES.values():
         return usual
-    return measure(usual.name.removesuffix("p50") + "mean")
+    return usual.mean if _lacked(usual, pair) and not _lacked(usual.mean, pair) else usual
 
 
-def _difference(pair: Pair, a: Sequence[Run], b: Sequence[Run], one: Measure, rules: Rules) -> Difference | None:
-    """None where a run has no such figure."""
-    of_a, of_b = ([value for entry in side if (value := one.of(entry)) is not None] for side in (pair.a, pair.b))
-    if len(of_a) < len(a) or len(of_b) < len(b) or not all((*of_a, *of_b)):
+def _lacked(one: Measure, pair: Pair) -> bool:
+    """By any run."""
+    return any(one.lacking(entry) for entry in (*pair.a, *pair.b))
+
+
+def _lacking(one: Measure, pair: Pair, a: Sequence[Run], b: Sequence[Run]) -> str | None:
+    """Why it can't be compared, and what to do; None where every run has it."""
+    reasons: dict[str, list[str]] = {}
+    for side, runs, entries in (("A", a, pair.a), ("B", b, pair.b)):
+        for run, entry in zip(runs, entries, strict=True):
+            if why := one.lacking(entry):
+                reasons.setdefault(why, []).append(f"{run.name} in {side}")
+    if not reasons:
         return None
+    lacking = {why: _few(where, len(a) + len(b)) for why, where in reasons.items()}
+    said = _few([f"{why} ({where})" for why, where in lacking.items()])
+    helped = one.statistic != "mean" and not _lacked(one.mean, pair)
+    return said + (f": measure longer, or ask for {one.mean.name}" if helped else "")
+
+
+def _few(what: Sequence[str], runs: int | None = None) -> str:
+    if len(what) == runs:
+        return "every run"
+    return ", ".join(what[:FEW]) + (f" and {len(what) - FEW} more" if len(what) > FEW else "")
+
+
+def _difference(pair: Pair, a: Sequence[Run], b: Sequence[Run], one: Measure, rules: Rules) -> Difference:
+    """Every run has such a figure."""
+    of_a, of_b = ([value for entry in side if (value := one.of(entry)) is not None] for side in (pair.a, pair.b))
     means = (_mean(of_a), _mean(of_b))
     enough = min(len(of_a), len(of_b)) >= LEAST
     if not enough and not rules.within_run:

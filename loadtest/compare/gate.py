@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loadtest.compare.differences import Difference
+from loadtest.compare.differences import Absent, Difference
 from loadtest.compare.intervals import ALPHA, holm
 from loadtest.compare.measures import Measure, MeasureError, measure
 
@@ -74,11 +74,9 @@ def hold(rules: Sequence[Rule], found: Sequence[Difference]) -> list[Held]:
     return held
 
 
-def not_held(rules: Sequence[Rule], found: Sequence[Difference]) -> list[tuple[Rule, str]]:
-    """Rules and the cells that they aren't held against, since not every run has the figure there."""
-    having = {(each.cell, each.measure) for each in found}
-    cells = dict.fromkeys(each.cell for each in found)
-    return [(rule, cell) for rule in rules for cell in cells if (cell, rule.measure) not in having]
+def not_held(rules: Sequence[Rule], absent: Sequence[Absent]) -> list[tuple[Rule, Absent]]:
+    """Rules beside each cell that they aren't held against."""
+    return [(rule, each) for rule in rules for each in absent if each.measure == rule.measure]
 
 
 def nowhere(rules: Sequence[Rule], found: Sequence[Difference]) -> list[Rule]:

@@ -61,8 +61,8 @@ def ratio(a: Sequence[float], b: Sequence[float], in_order: bool = False) -> Rat
     if any(failed):
         return _with_failures(failed[0] / len(a), failed[1] / len(b), 1 / math.comb(len(a) + len(b), len(a)))
     logs = [np.log(np.asarray(side, dtype=float)) for side in (a, b)]
-    alike = max(map(_alike, logs)) if in_order else 0.0
-    shares = [float(side.var(ddof=1)) / len(side) * (1 + alike) / (1 - alike) for side in logs]
+    r = max(map(alike, logs)) if in_order else 0.0
+    shares = [float(side.var(ddof=1)) / len(side) * (1 + r) / (1 - r) for side in logs]
     difference, error = float(logs[0].mean() - logs[1].mean()), math.sqrt(sum(shares))
     squares = sum(share**2 / (len(side) - 1) for share, side in zip(shares, logs, strict=True))
     freedom = sum(shares) ** 2 / squares if squares > 0 else 1.0
@@ -76,7 +76,7 @@ def ratio(a: Sequence[float], b: Sequence[float], in_order: bool = False) -> Rat
     return Ratio(math.exp(difference), bounds)
 
 
-def _alike(values: NDArray[np.float64]) -> float:
+def alike(values: NDArray[np.float64]) -> float:
     """The correlation of neighbours, less its bias of −1/n: at least 0, since less would promise too much, and at most
     0.8, beyond which so few figures tell nothing.
     """

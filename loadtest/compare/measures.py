@@ -1,7 +1,7 @@
 """What is compared, by name: `ttft_p50`, `itl_p99`, `throughput_output`; and which way is better.
 
 A name is a metric of summary.json without its unit, and the statistic that is taken of it in a run. A rate needs none:
-in waves it is the median over waves, elsewhere a run has one.
+in waves it is the median over waves, elsewhere a run has one. `throughput_output_mean` is the mean over waves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.stats import DEFINITIONS
+from loadtest.stats import DEFINITIONS, MIN_BEYOND
 
 TIMES = {
     "ttft": "ttft_s",
@@ -47,7 +47,7 @@ class MeasureError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Measure:
     metric: str  # of summary.json
-    statistic: str | None  # None: the one figure that a rate has
+    statistic: str | None  # None: the one figure that a rate has, in waves their median
     name: str
 
     @property
@@ -63,6 +63,11 @@ class Measure:
         """None: the mean, or a rate outside waves."""
         return QUANTILES.get(self.statistic or "")
 
+    @property
+    def mean(self) -> Measure:
+        """Of the same metric; any number of observations has one."""
+        return measure(self.name.removesuffix(f"_{self.statistic}") + "_mean")
+
     def of(self, entry: Mapping[str, Any]) -> float | None:
         """A run's figure in one cell. A quantile counts failures as infinitely slow, so that failing can't flatter.
 
@@ -72,12 +77,30 @@ class Measure:
         metric = entry["metrics"].get(self.metric)
         if metric is None:
             return None
-        statistic = self.statistic or ("p50" if entry["waves"] else "mean")
+        statistic = self._statistic(entry)
         beside = metric["with_failures"]
         if beside is None or statistic == "mean":
             value: float | None = metric[statistic]
             return value
         return math.inf if statistic in beside["infinite"] else beside[statistic]
+
+    def _statistic(self, entry: Mapping[str, Any]) -> str:
+        return self.statistic or ("p50" if entry["waves"] else "mean")
+
+    def lacking(self, entry: Mapping[str, Any]) -> str | None:
+        """Why a run's figure in one cell can't be compared; None where it can."""
+        metric = entry["metrics"].get(self.metric)
+        if metric is None:
+            return "no complete request has it"
+        value = self.of(entry)
+        if value == 0:
+            return "it is 0, and nothing has a ratio to that"
+        if value is not None:
+            return None
+        if (q := QUANTILES.get(self._statistic(entry))) is None:
+            return "nothing was complete"
+        n, takes = (metric["with_failures"] or metric)["n"], math.ceil(MIN_BEYOND / (1 - q) - 1e-9)
+        return f"{n} observation{'' if n == 1 else 's'}, {self._statistic(entry)} takes {takes}"
 
 
 def measure(name: str) -> Measure:
@@ -85,9 +108,11 @@ def measure(name: str) -> Measure:
     if name in RATES:
         return Measure(RATES[name], None, name)
     stem, _, statistic = name.rpartition("_")
+    if stem in RATES and statistic == "mean":
+        return Measure(RATES[stem], statistic, name)
     if statistic in STATISTICS and stem in TIMES:
         return Measure(TIMES[stem], statistic, name)
     raise MeasureError(
         f"there is no measure {name!r}: it is one of {', '.join(TIMES)} with {', '.join(STATISTICS)} behind it, such "
-        f"as ttft_p50, or one of {', '.join(RATES)}"
+        f"as ttft_p50, or one of {', '.join(RATES)}, alone or with mean"
     )

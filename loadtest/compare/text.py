@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from loadtest.compare.differences import NOISY, Difference, Rules
+from loadtest.compare.differences import NOISY, Absent, Difference, Rules
 from loadtest.compare.gate import Held, Rule
 from loadtest.compare.intervals import ALPHA, LEAST
 from loadtest.compare.published import Beside, LeftOut
@@ -49,11 +49,12 @@ def comparison(
     a: Sequence[Run],
     b: Sequence[Run],
     found: Sequence[Difference],
+    absent: Sequence[Absent],
     left_out: Sequence[Unpaired],
     held: Sequence[Held],
     rules: Rules,
     said: tuple[Sequence[str], Sequence[str]],
-    not_held: Sequence[tuple[Rule, str]] = (),
+    not_held: Sequence[tuple[Rule, Absent]] = (),
 ) -> str:
     """Everything, without a newline at its end. said: what differs, and what speaks against the figures. not_held: as
     `gate.not_held` has it.
@@ -67,13 +68,22 @@ def comparison(
             reasons.setdefault(each.why, []).append(f"{each.cell} {each.measure.name}")
     lines = [f"too noisy to say: {why} ({_some(where, len(found))})" for why, where in reasons.items()]
     lines += [f"not compared: {each.label}: {each.why}" for each in left_out]
+    lines += [f"not compared: {', '.join(what)}: {why}" for why, what in _together(absent).items()]
     lines += [f"differs: {each}" for each in said[0]] + [f"doubt: {each}" for each in said[1]]
     blocks += ["\n".join(lines)] if lines else []
     blocks.append("\n".join(_method(found, rules)))
     if held:
-        skipped = [f"not held: {rule.text}, {cell}: not every run has the figure there" for rule, cell in not_held]
+        skipped = [f"not held: {rule.text}, {each.cell}: {each.why}" for rule, each in not_held]
         blocks.append("\n".join([*gate(held), *skipped]))
     return "\n\n".join(blocks)
+
+
+def _together(absent: Sequence[Absent]) -> dict[str, list[str]]:
+    """By reason, `T 256→16 itl_p99`."""
+    found: dict[str, list[str]] = {}
+    for each in absent:
+        found.setdefault(each.why, []).append(f"{each.cell} {each.measure.name}")
+    return found
 
 
 def _names(runs: Sequence[Run]) -> str:

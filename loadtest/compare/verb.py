@@ -79,8 +79,12 @@ def against_runs(options: Options) -> int:
     check(a, b)
     paired, left_out = pairs(a, b)
     asked = [rule.measure for rule in options.fail_on]
-    found = [each for pair in paired for each in differences(pair, a, b, options.rules, asked)]
-    held = hold(options.fail_on, found)
+    found, absent = [], []
+    for pair in paired:
+        of_cell = differences(pair, a, b, options.rules, asked)
+        found += of_cell[0]
+        absent += of_cell[1]
+    held, skipped = hold(options.fail_on, found), not_held(options.fail_on, absent)
     said = (list(differing(a, b)), list(doubts([*a, *b])))
     if options.chart is not None and found:
         chart.differences(found, options.rules.margin, options.chart)
@@ -94,21 +98,22 @@ def against_runs(options: Options) -> int:
             "differing": said[0],
             "doubts": said[1],
             "cells_left_out": [{"cell": each.label, "why": each.why} for each in left_out],
+            "measures_left_out": [
+                {"cell": each.cell, "measure": each.measure.name, "why": each.why} for each in absent
+            ],
             "differences": [_difference(each) for each in found],
             "gate": [_held(each) for each in held],
-            "not_held": [{"rule": rule.text, "cell": cell} for rule, cell in not_held(options.fail_on, found)],
+            "not_held": [{"rule": rule.text, "cell": each.cell, "why": each.why} for rule, each in skipped],
         }
         print(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        print(text.comparison(a, b, found, left_out, held, options.rules, said, not_held(options.fail_on, found)))
+        print(text.comparison(a, b, found, absent, left_out, held, options.rules, said, skipped))
     if not found:
         return fail("no cell can be compared; above it says why of each")
-    if absent := nowhere(options.fail_on, found):
-        names = ", ".join(rule.measure.name for rule in absent)
-        return fail(
-            f"no cell has {names} in every run, so the rule would never fire: a quantile needs 5 observations beyond "
-            "it (p50: 10, p99: 500); measure longer, or name another"
-        )
+    if never := nowhere(options.fail_on, found):
+        names = ", ".join(rule.measure.name for rule in never)
+        (why, *_) = [each.why for rule, each in skipped if rule == never[0]]
+        return fail(f"no cell has {names} in every run, so the rule would never fire: {why}")
     return 1 if any(each.fired for each in held) else 0
 
 

@@ -7,7 +7,9 @@ test: a port in use is a sentence.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -33,6 +35,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CONNECTIONS = 8  # at once; more have to wait
 PATIENCE_S = 10.0  # a scraper that hasn't got its answer by then is cut off
 CLOSING_S = 1.0
+LAST_S = 15.0  # from one scrape on, a test's end waits at most so long for the next, which hears how it ended
+BY_PROMETHEUS = "HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS"  # a header of every scrape, and of nobody else's request
 LONGEST_BREATH_S = 0.05  # a family is written then, however busy the streams are
 
 
@@ -42,7 +46,9 @@ class NoMetrics(Exception):
 
 @contextmanager
 def exported(processes: Processes, results: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Serve metrics meanwhile, where the environment says; `say` hears where, or why not."""
+    """Serve metrics meanwhile, where the environment says; `say` hears where, or why not. A Prometheus that scraped
+    hears how it ended.
+    """
     if os.environ.get(PORT) == OFF:
         yield
         return
@@ -55,6 +61,7 @@ def exported(processes: Processes, results: Path, say: Callable[[str], object]) 
     say(f"metrics: {exporter.url}")
     try:
         yield
+        exporter.wait_for_last(say)
     finally:
         exporter.close()
 
@@ -65,6 +72,8 @@ class Exporter:
     def __init__(self, processes: Processes, results: Path, environment: Mapping[str, str] = os.environ) -> None:
         """results: where a calibrated run is looked for. Raises: NoMetrics."""
         self._processes = processes
+        self._scraped_s = -math.inf  # when Prometheus last did
+        self._told = 0  # requests that it heard of then
         self._calibrated: Sequence[Calibrated] = newest(results)
         host, port = environment.get(HOST) or DEFAULT_HOST, environment.get(PORT) or DEFAULT_PORT
         if not (port.isascii() and port.isdecimal() and int(port) < 65536):
@@ -84,6 +93,20 @@ class Exporter:
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._server.server_port}/metrics"
 
+    def wait_for_last(self, say: Callable[[str], object]) -> None:
+        """Where requests ended since Prometheus' last scrape: until the next."""
+
+        def wanting() -> bool:
+            return self._told != self._requests() and time.monotonic() < self._scraped_s + LAST_S
+
+        if wanting():
+            say(f"metrics: until Prometheus has scraped once more, {LAST_S:g} s at most")
+        while wanting():
+            gevent.sleep(0.05)
+
+    def _requests(self) -> int:
+        return sum(sum(state.requests.values()) for state in self._processes.states())
+
     def close(self) -> None:
         """Scrapes that run may finish."""
         self._server.stop(timeout=CLOSING_S)
@@ -94,7 +117,10 @@ class Exporter:
         elif request["REQUEST_METHOD"] not in ("GET", "HEAD"):
             status, kind, body = HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"it is GET /metrics\n"
         else:
+            requests = self._requests()
             status, kind, body = HTTPStatus.OK, CONTENT_TYPE, b"".join(self._written())
+            if BY_PROMETHEUS in request:
+                self._told, self._scraped_s = requests, time.monotonic()
         length = ("Content-Length", str(len(body)))
         begin(f"{status.value} {status.phrase}", [("Content-Type", kind), length, ("Connection", "close")])
         return [b"" if request["REQUEST_METHOD"] == "HEAD" else body]

@@ -23,6 +23,7 @@ def sentences(summary: Summary) -> Iterator[str]:
         yield _client(summary)
         yield _stream(summary)
         yield _stamps(summary)
+        yield from _blocks(summary)
         yield _plan(summary)
         yield from _shared_prefix(summary)
     else:
@@ -101,6 +102,26 @@ def _stamps(summary: Summary) -> str:
         f"**Arrivals** are {stamps or ABSENT}; **requests** were carried by {carried or ABSENT}; "
         f"**tokens** were counted by {counts or ABSENT}."
     )
+
+
+def _blocks(summary: Summary) -> Iterator[str]:
+    """What intervals outside waves rest on, or why there are none."""
+    reasons: dict[str, list[str]] = {}
+    cut = []
+    for entry in summary["cells"]:
+        if (blocks := entry["blocks"]) and blocks["n"]:
+            cut.append(f"{entry['label']} ({blocks['n']} of {quantity(blocks['each_s'], 's', 3)})")
+        elif blocks and entry["samples"]["complete"]:
+            of = "of the rates" if entry["cell"]["concurrency"] == 1 else "of medians and rates"
+            reasons.setdefault(f"{of}: {blocks['why']}", []).append(entry["label"])
+    if cut:
+        yield (
+            "**Intervals from blocks**: requests in flight together are no independent observations, blocks of at "
+            f"least ten requests of every user nearly are: {escape(', '.join(cut))}. What keeps a server slow for as "
+            "long as a block they know too little of."
+        )
+    for why, labels in reasons.items():
+        yield f"**No interval** {escape(why)} ({escape(', '.join(labels))})."
 
 
 def _plan(summary: Summary) -> str:

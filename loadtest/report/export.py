@@ -42,7 +42,7 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         cell = (entry["cell"][name] for name in CELL)
         begin = (summary["run"], entry["label"], *cell)
         for name, metric in entry["metrics"].items():
-            interval = metric["ci95_of_median"] or (None, None)
+            interval = metric["ci95_of_median"] or metric["ci95_of_mean"] or (None, None)
             yield (*begin, name, metric["unit"], *(metric[number] for number in NUMBERS), *interval)
 
 

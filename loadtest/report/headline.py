@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.report.escaping import escape
-from loadtest.report.numbers import centre, quantity, with_interval
+from loadtest.report.numbers import centre, quantity, rate, with_interval
 from loadtest.report.text import OUTPUT_RATE
 from loadtest.trust import SATURATED, SUSPECT
 
@@ -26,7 +26,7 @@ class Headline:
     """fast, total, first: texts with their units and intervals; None where there is no such figure."""
 
     label: str
-    users: int
+    users: str  # `4 at once`, of an open loop `at most 64 at once`
     fast: str | None
     total: str | None
     requests: str | None
@@ -48,7 +48,7 @@ def headline(summary: Summary, run: Mapping[str, Any]) -> Headline | None:
     reservations = tuple(_reservations(summary))
     return Headline(
         label=entry["label"],
-        users=entry["cell"]["concurrency"],
+        users=f"{'at most ' if run.get('open_loop') else ''}{entry['cell']['concurrency']} at once",
         fast=_rate_said(entry, OUTPUT_RATE, "output tokens/s"),
         total=_rate_said(entry, TOTAL_RATE, "tokens/s"),
         requests=_rate_said(entry, "requests_per_s", "requests/s"),
@@ -66,11 +66,11 @@ def _rate(entry: Entry) -> float:
 
 
 def _rate_said(entry: Entry, name: str, unit: str) -> str | None:
-    """Of waves the median with its interval; of a free run the rate."""
+    """Of waves the median, of a free run the rate; each with its interval."""
     metric = entry["metrics"].get(name)
     if metric is None or not metric["n"]:
         return None
-    said = with_interval(metric) if entry["waves"] is not None else quantity(metric["mean"], metric["unit"])
+    said = with_interval(metric) if entry["waves"] is not None else rate(metric)
     return said.replace(metric["unit"], unit, 1)
 
 
@@ -145,8 +145,7 @@ def sentences(found: Headline | None) -> Iterator[str]:
         yield "**No request was complete**: there is no figure."
         return
     fast = [text for text in (found.fast, found.total and f"{found.total} with the prompts", found.requests) if text]
-    users = f"{found.users} user{'s' if found.users != 1 else ''} at once"
-    yield f"**How fast**: {'; '.join(fast) or 'no rate'}, in {escape(found.label)} ({users}), the fastest cell."
+    yield f"**How fast**: {'; '.join(fast) or 'no rate'}, in {escape(found.label)} ({found.users}), the fastest cell."
     first = [f"first token after {found.first}"] if found.first else []
     first += [f"gaps between tokens of {found.gap}"] if found.gap else []
     if first:

@@ -14,7 +14,7 @@ from loadtest.report import doubts, goodput, server
 from loadtest.report.clock import ERRORS, load_said
 from loadtest.report.escaping import escape
 from loadtest.report.grid import panels
-from loadtest.report.headline import headline, sentences
+from loadtest.report.headline import TOTAL_RATE, headline, sentences
 from loadtest.report.numbers import ABSENT, quantiles, with_failures
 from loadtest.report.table import LEFT, table
 from loadtest.report.text import OUTPUT_RATE, output_rate, panel_rows
@@ -172,15 +172,16 @@ def _definitions(summary: Mapping[str, Any]) -> str:
     shown = (
         {panel.metric for panel in panels(summary)}
         | {name for _, name in (*TIMES, *FAILABLE)}
-        | {OUTPUT_RATE, "requests_per_s"}
+        | {TOTAL_RATE, OUTPUT_RATE, "requests_per_s"}
     )
     used = {name for entry in summary["cells"] for name in entry["metrics"]} & shown
     rows = [[f"`{name}`", one.unit, one.formula] for name, one in DEFINITIONS.items() if name in used]
     return table(["metric", "unit", "formula"], rows, LEFT) + (
         "\n\nQuantiles interpolate linearly between order statistics (numpy's default). The 95 % CI of a median lies "
         "between two order statistics: with independent repetitions it holds the true median with a probability of at "
-        "least 95 %, whatever their distribution. It says nothing about the client's error. TTFT ends at the first "
-        "event with a token, reasoning included."
+        "least 95 %, whatever their distribution. Outside waves the CI of a rate and of several users' medians is from "
+        "blocks of the run (batch means). It says nothing about the client's error. TTFT ends at the first event with "
+        "a token, reasoning included."
     )
 
 

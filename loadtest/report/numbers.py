@@ -43,15 +43,18 @@ def with_interval(metric: Mapping[str, Any] | None) -> str:
     """`147.2 ms (95 % CI 146.8–147.7)`, all three with the same unit and decimals; `147.2 ms (mean of 3)`."""
     if metric is None or (value := centre(metric)[0]) is None:
         return ABSENT
-    text = quantity(value, metric["unit"])
-    if centre(metric)[1] == "mean":
-        return f"{text} (mean of {metric['n']})"
-    if metric["ci95_of_median"] is None:
-        return text
+    text, statistic = quantity(value, metric["unit"]), centre(metric)[1]
+    if (interval := metric[f"ci95_of_{statistic}"]) is None:
+        return f"{text} (mean of {metric['n']})" if statistic == "mean" else text
     factor = scale(metric["unit"], abs(value))[0]
     decimals = places(value * factor, 4)
-    low, high = (f"{bound * factor:.{decimals}f}" for bound in metric["ci95_of_median"])
+    low, high = (f"{bound * factor:.{decimals}f}" for bound in interval)
     return f"{text} (95 % CI {low}–{high})"
+
+
+def rate(metric: Mapping[str, Any]) -> str:
+    """Of a run outside waves: one figure, with its interval where there is one."""
+    return with_interval(metric) if metric["ci95_of_mean"] else quantity(metric["mean"], metric["unit"])
 
 
 def quantiles(metric: Mapping[str, Any] | None, names: Sequence[str] = ("p50", "p90", "p99")) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from loadtest.report.clock import calibrated_said
 from loadtest.report.grid import Panel, panels
-from loadtest.report.numbers import ABSENT, quantiles, quantity, with_interval
+from loadtest.report.numbers import ABSENT, quantiles, quantity, rate, with_interval
 
 CELL_HEAD = (
     "cell",
@@ -39,7 +39,7 @@ def output_rate(entry: Mapping[str, Any]) -> str:
     if entry["waves"] is not None:
         return with_interval(metric)
     requests = entry["metrics"]["requests_per_s"]
-    return f"{quantity(metric['mean'], metric['unit'])} ({quantity(requests['mean'], requests['unit'], 3)})"
+    return f"{rate(metric)}, {quantity(requests['mean'], requests['unit'], 3)}"
 
 
 def tables(summary: Mapping[str, Any]) -> str:

@@ -1,19 +1,26 @@
-"""A real Prometheus scrapes a real server, and what it says afterwards is what was sent.
+"""A real Prometheus scrapes a real server and a run against it, and what it says afterwards is what was sent.
 
 Method: one slot and two texts at most, so that what is served, refused and given up is known; token counts from the
-replies and from /tokenize; then sums, counts and TGI's own queries over Prometheus' HTTP API.
+replies and from /tokenize; then sums, counts and TGI's own queries over Prometheus' HTTP API. Of the run: its figures,
+once more with pandas (tests/recomputed.py), from samples.jsonl, beside PromQL's.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from loadtest.served import free_port
+from tests.e2e.conftest import ROOT
 from tests.e2e.scraping import prometheus, until
+from tests.recomputed import agree, agree_with_prometheus
 from tests.server.processes import process, wait_until_ready
 
 pytestmark = [
@@ -138,3 +145,38 @@ def test_what_prometheus_scraped_is_what_was_sent(tmp_path: Path):
             mean += 'rate(tgi_request_generated_tokens_count{container="served"}[1m]))>0)'
             assert list(ask(mean).values()) == [pytest.approx(new_tokens / 7)]
             assert list(ask('count(tgi_request_count{container="served"})').values()) == [1]
+
+
+@pytest.mark.timeout(120)
+def test_reports_and_prometheus_say_what_pandas_makes_of_a_runs_samples(tmp_path: Path):
+    """Bursts, so that some requests are refused whatever the machine: failures are counted, and timed nowhere."""
+    port = free_port()
+    config = CONFIG.format(every="1s", target=f"127.0.0.1:{port}")
+    (tmp_path / "prometheus.yml").write_text(config, encoding="utf-8")
+    load = ["-u", "8", "-t", "3s", "--rate", "30", "--arrivals", "gamma", "--burstiness", "0.1", "--seed", "1"]
+    load += ["--input-tokens", "30", "--new-tokens", "20", "--no-calibrate"]
+    with (
+        prometheus(tmp_path) as ask,
+        process("--slots", "2", "--threads", "1", "--max-concurrent-requests", "4") as (_, url),
+    ):
+        with httpx.Client(base_url=url, timeout=60) as client:
+            wait_until_ready(client)
+        until(lambda: ask("up") != {}, "it never tried to scrape")
+        done = subprocess.run(
+            [sys.executable, "-m", "loadtest", "run", "--url", url, *load, "--results", tmp_path / "results"],
+            env=os.environ | {"TOKENCLOCK_METRICS_PORT": str(port)},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+            cwd=ROOT,
+        )
+        (folder,) = (tmp_path / "results").iterdir()
+        assert agree(folder) > 50
+        (complete,), (refused,) = (
+            ask(f'last_over_time(tokenclock_requests_total{{verdict="{verdict}"}}[5m])').values() or (0,)
+            for verdict in ("complete", "overloaded")
+        )
+        assert complete > 10, done.stderr
+        assert refused > 5, done.stderr
+        assert agree_with_prometheus(folder, ask) > 25

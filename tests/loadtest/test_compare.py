@@ -17,7 +17,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from loadtest.compare import blocks, text
-from loadtest.compare.differences import BETTER, NOISY, SAME, WORSE, Difference, Rules, differences
+from loadtest.compare.differences import BETTER, NOISY, SAME, WORSE, Absent, Difference, Rules, differences
 from loadtest.compare.gate import Rule, RuleError, hold, not_held, nowhere
 from loadtest.compare.intervals import ALPHA, holm, ratio
 from loadtest.compare.measures import MeasureError, measure
@@ -31,8 +31,14 @@ ONE_RUN = Spread(run=0.0)  # what blocks of a run can know of
 
 def compared(a: list[Run], b: list[Run], rules: Rules | None = None, *asked: str) -> dict[str, Difference]:
     (pair,), _ = pairs(a, b)
-    found = differences(pair, a, b, rules or Rules(), [measure(name) for name in asked])
+    found, _ = differences(pair, a, b, rules or Rules(), [measure(name) for name in asked])
     return {each.measure.name: each for each in found}
+
+
+def without_a_line(a: list[Run], b: list[Run], *asked: str) -> dict[str, Absent]:
+    (pair,), _ = pairs(a, b)
+    _, absent = differences(pair, a, b, Rules(), [measure(name) for name in asked])
+    return {each.measure.name: each for each in absent}
 
 
 def side(seed: int, runs: int = 5, name: str = "a", **changes: Any) -> list[Run]:
@@ -223,10 +229,32 @@ def test_a_run_too_short_to_be_cut_says_what_it_lacks():
     assert found.why == "4 waves are 4 blocks for ttft_mean, 5 are needed: measure longer"
 
 
-def test_below_ten_waves_the_mean_stands_in_for_a_median_that_nobody_asked_for():
-    few = compared(side(21, waves=4, users=1), side(22, waves=4, users=1, name="b"))
-    assert {"batch_latency_mean", "ttft_mean"} <= few.keys()
-    assert "throughput_output" not in few, "a rate's one figure in waves is a median"
+def test_below_ten_waves_the_mean_stands_in_for_a_median_of_every_run():
+    slower, many = side(21, waves=4, users=1, shift=1.3), side(22, waves=12, users=1, name="b")
+    found = compared(slower, [*many[:4], *side(29, runs=1, waves=4, users=1, name="few")])
+    assert found.keys() == {"batch_latency_mean", "throughput_output_mean", "ttft_mean", "tpot_mean"}
+    means = [run.summary["cells"][0]["metrics"]["throughput_output_tokens_per_s"]["mean"] for run in slower]
+    assert found["throughput_output_mean"].a == pytest.approx(float(np.exp(np.mean(np.log(means)))))
+    assert found["throughput_output_mean"].verdict == WORSE
+    assert compared(many, many)["throughput_output"].b == compared(many, many)["throughput_output"].a
+
+
+def test_what_has_no_line_is_named_with_its_reason_and_what_to_do():
+    a, b = side(21, waves=4, users=1), side(22, waves=12, users=1, name="b")
+    absent = without_a_line(a, b, "throughput_output", "requests")
+    assert absent["throughput_output"].why == (
+        "4 observations, p50 takes 10 (a0 in A, a1 in A, a2 in A and 2 more): measure longer, or ask for "
+        "throughput_output_mean"
+    )
+    assert absent["requests"].why == "no complete request has it (every run)"
+    assert absent["itl_p99"].why.endswith("12 observations, p99 takes 500 (b0 in B, b1 in B, b2 in B and 2 more): "
+        "measure longer, or ask for itl_mean")  # fmt: skip
+    asked = ("throughput_output", "requests", "ttft_p99")
+    has = [*compared(a, b, None, *asked), *without_a_line(a, b, *asked)]
+    assert sorted(has) == sorted([
+        "batch_latency_mean", "itl_p99", "requests", "throughput_output", "throughput_output_mean", "tpot_mean",
+        "ttft_mean", "ttft_p99",
+    ])  # fmt: skip
 
 
 def failing(samples: list[Sample], share: float) -> list[Sample]:
@@ -328,10 +356,11 @@ def test_a_gate_that_nobody_can_hold_passes_and_says_so():
 
 
 def test_a_rule_whose_measure_no_cell_has_is_named():
-    found = list(compared(side(34), side(35, name="b"), None, "ttft_p99").values())
+    a, b = side(34), side(35, name="b")
+    found, absent = compared(a, b, None, "ttft_p99").values(), without_a_line(a, b, "ttft_p99").values()
     rules = [Rule.parse("ttft_p50 > 5%"), Rule.parse("ttft_p99 > 5%")]
-    assert [rule.text for rule in nowhere(rules, found)] == ["ttft_p99 > 5%"]
-    assert [(rule.text, cell) for rule, cell in not_held(rules, found)] == [("ttft_p99 > 5%", "T 256→16")]
+    assert [rule.text for rule in nowhere(rules, list(found))] == ["ttft_p99 > 5%"]
+    assert [(rule.text, each.cell) for rule, each in not_held(rules, list(absent))] == [("ttft_p99 > 5%", "T 256→16")]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from gevent.event import Event
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.live import exporter
+from loadtest.live.counting import Live
 from loadtest.live.exporter import HOST, PORT, Exporter, NoMetrics, exported
 from loadtest.live.processes import Alone
 from tests.loadtest.test_live import drawn, seen_live
@@ -91,6 +92,38 @@ def test_a_scrape_that_runs_when_all_is_over_may_finish(serving: Exporter, monke
     assert began.wait(30)
     serving.close()
     assert reply.get(timeout=30).status_code == 200
+
+
+def test_the_end_waits_for_a_prometheus_that_scraped_and_for_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(PORT, "0")
+    live, sentences = Live(), list[str]()
+    ask = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}
+
+    def heard_last(headers: dict[str, str]) -> str:
+        """What whoever asks with these headers hears at the end; empty where nobody waits for that."""
+
+        def scrape() -> str:
+            return str(aside(httpx.get, url, headers=headers).text)
+
+        def scrape_at_the_end() -> str:
+            while "once more" not in sentences[-1]:
+                gevent.sleep(0.001)
+            return scrape()
+
+        with exported(Alone(live), tmp_path, sentences.append):
+            url = sentences[-1].removeprefix("metrics: ")
+            scrape()
+            live.kept(next(each for each in drawn(2, 50) if each.complete))
+            last = gevent.spawn(scrape_at_the_end)
+        waited = "once more" in sentences[-1]
+        heard = last.get(timeout=30) if waited else ""
+        last.kill()
+        return heard
+
+    assert heard_last({}) == ""
+    assert 'tokenclock_requests_total{verdict="complete"} 2.0' in heard_last(ask)
 
 
 def said(tmp_path: Path) -> list[str]:

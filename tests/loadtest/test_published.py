@@ -223,9 +223,25 @@ def test_runs_against_runs_and_a_gate(tmp_path: Path, capsys: pytest.CaptureFixt
     said = json.loads(capsys.readouterr().out)
     assert {each["verdict"] for each in said["differences"] if each["measure"] == "ttft_p50"} == {"better"}
     assert [each["fired"] for each in said["gate"]] == [False]
+    assert [(each["cell"], each["measure"]) for each in said["measures_left_out"]] == [("T 256→16", "itl_p99")]
     assert compare(slow[0], "--to", fast[0], *gate) == 0
     assert "too noisy to say" in capsys.readouterr().out
     assert compare(slow[0], "--to", fast[0], *gate, "--trust-within-run") == 1
+
+
+def test_a_gate_on_fewer_than_ten_waves_names_the_measure_that_it_can_be_held_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rng = np.random.default_rng(7)
+    slow = [stored(tmp_path / f"a{n}", in_waves(rng, waves=4, shift=1.3)) for n in range(5)]
+    fast = [stored(tmp_path / f"b{n}", in_waves(rng, waves=4)) for n in range(5)]
+    assert compare(*slow, "--to", *fast, "--fail-on", "throughput_output < -5%") == 2
+    why = "4 observations, p50 takes 10 (every run): measure longer, or ask for throughput_output_mean"
+    shown = capsys.readouterr()
+    assert f"not compared: T 256→16 throughput_output: {why}" in shown.out
+    assert f"so the rule would never fire: {why}" in shown.err
+    assert compare(*slow, "--to", *fast, "--fail-on", "throughput_output_mean < -5%") == 1
+    assert "FAILS: throughput_output_mean < -5%, T 256→16" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_exits_with_2_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -367,3 +367,6 @@ def test_an_open_loop_is_told_with_its_rate_and_what_came_late(tmp_path: Path):
     report = written(tmp_path, samples, run | {"open_loop": loop})
     said = "an open loop: 2.5 requests/s (gamma, burstiness 0.5) for 60 s, at most 8 in flight; 151 sent, 3 of them"
     assert f"{said} late" in report
+    assert "outside waves Σ over complete requests / wall" in report, "what `the same with new tokens only` refers to"
+    assert re.search(r"\*\*How fast\*\*: .* \(at most 4 at once\), the fastest cell", report)
+    assert re.search(r"256→\d+, at most 4 at once<", (tmp_path / "report.html").read_text(encoding="utf-8"))
