@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from server.backends.base import Limits, Sampling, Score, Step
 from server.backends.decode_step import TOLERANCE, DecodeStep, Graph, recorded
-from server.backends.sampling import HONOURED, Sampler, score
+from server.backends.sampling import HONOURED, Sampler, likeliest, score
 from server.errors import ModelError
 from server.tokenizer import first_line
 
@@ -150,8 +150,11 @@ class TransformersBackend:
         first = min(self._samplers)
         logits = self._step(*self._inputs(slice(first, max(self._samplers) + 1), max(self._lengths)))
         logprobs = logits.log_softmax(-1)
-        rows = {slot: slice(slot - first, slot - first + 1) for slot in self._samplers}
-        return {slot: self._choose(slot, logits[row], logprobs[row]) for slot, row in rows.items()}
+        steps = self._likeliest(first, logits, logprobs)
+        for slot in self._samplers.keys() - steps:
+            row = slice(slot - first, slot - first + 1)
+            steps[slot] = self._choose(slot, logits[row], logprobs[row])
+        return {slot: steps[slot] for slot in self._samplers}
 
     def release(self, slot: int) -> None:
         self._samplers.pop(slot, None)
@@ -174,10 +177,21 @@ class TransformersBackend:
             *self._rows.part(slots, window),
         ]
 
+    def _likeliest(self, first: int, logits: torch.Tensor, logprobs: torch.Tensor) -> dict[int, Step]:
+        """The next tokens of slots that take the likeliest. float[n, V]: of the slots from `first` on."""
+        slots = [slot for slot, sampler in self._samplers.items() if sampler.takes_likeliest]
+        rows = [slot - first for slot in slots]
+        chosen = likeliest([self._samplers[slot] for slot in slots], logits[rows], logprobs[rows])
+        return {slot: self._appended(slot, step) for slot, step in zip(slots, chosen, strict=True)}
+
     def _choose(self, slot: int, logits: torch.Tensor, logprobs: torch.Tensor) -> Step:
-        """Sample a live slot's next token and append it, so that the next step feeds it."""
+        """A live slot's next token."""
+        before = self._token_ids[slot : slot + 1, : self._lengths[slot]]
+        return self._appended(slot, self._samplers[slot].choose(before, logits, logprobs))
+
+    def _appended(self, slot: int, step: Step) -> Step:
+        """The same, its token now part of the slot's text, so that the next step feeds it."""
         length = self._lengths[slot]
-        step = self._samplers[slot].choose(self._token_ids[slot : slot + 1, :length], logits, logprobs)
         if length < self._limits.max_total_tokens:
             self._token_ids[slot, length] = step.token_id
             self._lengths[slot] = length + 1

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from server.backends.base import Sampling
-from server.backends.sampling import Sampler
+from server.backends.sampling import Sampler, likeliest
 from server.settings import Settings
 
 LOGITS = np.array([2.0, 1.5, 1.4, 0.3, 0.0, -0.2, -1.0, -3.0])
@@ -131,3 +131,32 @@ def test_additive_penalties_count_generated_tokens_alone(frequency: float, prese
 def test_seeds_repeat_and_differ():
     assert first_tokens(600) == first_tokens(600)
     assert len(first_tokens(600)) > 4
+
+
+def test_rows_that_take_the_likeliest_are_chosen_at_once_as_one_by_one():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(64, 12, generator=generator)
+    logprobs = logits.log_softmax(-1)
+    never = [(), (3,), tuple(range(0, 12, 2)), (5, 11, 12, 40)]  # a tokenizer may have ids that its model lacks
+    samplers = [
+        Sampler(Sampling(ignore_eos=row % 3 == 0), 2, never[row % 4], (7, 99) if row % 2 else ()) for row in range(64)
+    ]
+    assert all(sampler.takes_likeliest for sampler in samplers)
+    rows = zip(samplers, logits.split(1), logprobs.split(1), strict=True)
+    one_by_one = [sampler.choose(PROMPT, row, thought) for sampler, row, thought in rows]
+    at_once = likeliest(samplers, logits, logprobs)
+    assert at_once == one_by_one
+    for row, step in enumerate(at_once):
+        banned = {*never[row % 4], *((7,) if row % 2 and row % 3 == 0 else ())}
+        allowed = [token for token in range(12) if token not in banned]
+        assert step.token_id == max(allowed, key=lambda token: float(logits[row, token]))
+        assert step.score is not None
+        assert step.score.logprob == float(logprobs[row, step.token_id]), "of the model, before anything was forbidden"
+    assert likeliest([], logits[:0], logprobs[:0]) == []
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"do_sample": True}, {"repetition_penalty": 1.1}, {"top_n_tokens": 2}, {"frequency_penalty": 0.5}]
+)
+def test_what_looks_back_draws_or_tells_more_is_not_chosen_at_once(sampling: dict[str, Any]):
+    assert not Sampler(Sampling(**sampling), 2, (), ()).takes_likeliest
