@@ -1,7 +1,7 @@
 """The interval of a closed loop's figure, from blocks of its requests: the method of batch means.
 
 Requests in flight together share a queue and decode steps, and a server that is slow stays so for a while: they are no
-independent observations, and an interval that takes them for some is too narrow. Blocks of ten requests of every user
+independent observations, and an interval that takes them for some is too narrow. Blocks of ten requests a user
 hardly depend on one another. Of five to ten of them the interval is
 
     figure ± t · s / √b · √((1 + r) / (1 − r))
@@ -26,7 +26,7 @@ from loadtest import stats
 from loadtest.compare.intervals import alike
 from loadtest.sample import Sample
 
-ROUNDS = 10  # requests of every user that a block has at least
+ROUNDS = 10  # requests a user that a block has at least
 LEAST, MOST = 5, 10  # blocks
 #: Student's t of 0.975, by the number of blocks.
 T: Mapping[int, float] = {5: 2.776445, 6: 2.570582, 7: 2.446912, 8: 2.364624, 9: 2.306004, 10: 2.262157}
@@ -59,7 +59,7 @@ def intervals(steady: Sequence[Sample], hosts: Mapping[int, str], open_loop: boo
     found: dict[str, tuple[float, float]] = {}
     for name, median in stats.OF_REQUESTS.items():
         values = [value for sample in complete if (value := median(sample)) is not None]
-        if len(values) >= ROUNDS * n:
+        if len(values) >= ROUNDS * n * steady[0].cell.concurrency:  # a reply of one token has no TPOT
             found[name] = of_median(values, n)
     edges_ns = np.linspace(min(s.scheduled_ns for s in steady), max(s.ended_ns for s in steady), n + 1)
     for name, amount in RATES.items():
@@ -77,7 +77,7 @@ def count(steady: Sequence[Sample], hosts: Mapping[int, str], open_loop: bool) -
     n = min(MOST, LEAST * complete // needed)
     if n < LEAST:
         longer = f": -t {math.ceil(1.1 * stats.wall_s(steady) * needed / complete)}s or longer" if complete else ""
-        raise NoBlocks(f"{complete} complete requests, {needed} ({LEAST * ROUNDS} of every user) are needed{longer}")
+        raise NoBlocks(f"{complete} complete requests, {needed} ({LEAST * ROUNDS} a user) are needed{longer}")
     return n
 
 

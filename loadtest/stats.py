@@ -94,6 +94,8 @@ OF_REQUESTS: Mapping[str, Callable[[Sample], float | None]] = {
     "latency_s": latency_s,
     "tpot_s": tpot_s,
 }
+#: Those of them for which a failed request counts as infinitely slow.
+FAILABLE = {"ttft_s", "ttft_text_s", "ttft_from_schedule_s", "latency_s"}
 
 
 def gaps_ns(sample: Sample) -> list[int]:

@@ -63,8 +63,6 @@ SCHEMA = 1
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 DETAILS = 3  # sentences kept of each verdict that is not `complete`
 
-NOT_OF_FAILURES = {"tpot_s"}  # of requests; for the others a failed one counts as infinitely slow beside them
-
 
 def distribution(
     name: str, values: stats.Values, *, failed: int | None = None, independent: bool = True
@@ -129,7 +127,7 @@ def _metrics(
     found = {}
     for name, metric in stats.OF_REQUESTS.items():
         values = [value for sample in complete if (value := metric(sample)) is not None]
-        failed = None if name in NOT_OF_FAILURES else len(steady) - len(complete)
+        failed = len(steady) - len(complete) if name in stats.FAILABLE else None
         if values or failed:
             found[name] = distribution(name, values, failed=failed, independent=alone)
     if gaps.n:

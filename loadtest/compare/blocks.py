@@ -20,7 +20,6 @@ from loadtest.compare.measures import OF_WAVES, RATES, Measure
 from loadtest.sample import Sample
 
 MOST = 10  # blocks of a run: the longer they are, the less they depend on one another
-FAILABLE = {"ttft_s", "ttft_text_s", "ttft_from_schedule_s", "latency_s"}
 
 
 class TooFew(ValueError):
@@ -88,7 +87,7 @@ def _values(unit: Sequence[Sample], hosts: Mapping[int, str], measure: Measure) 
         return np.array([gap for sample in complete for gap in stats.itl_s(sample)], dtype=float)
     of = stats.OF_REQUESTS[measure.metric]
     values = [value for sample in complete if (value := of(sample)) is not None]
-    failed = len(unit) - len(complete) if measure.metric in FAILABLE and measure.statistic != "mean" else 0
+    failed = len(unit) - len(complete) if measure.metric in stats.FAILABLE and measure.statistic != "mean" else 0
     return np.array(values + [math.inf] * failed, dtype=float)
 
 

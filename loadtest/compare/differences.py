@@ -91,12 +91,17 @@ def _in_place_of(usual: Measure, pair: Pair) -> Measure:
     """The mean where some run has too few observations for a median, as in its report: then of every run."""
     if usual.statistic != "p50" and usual.metric not in RATES.values():
         return usual
-    return usual.mean if _lacked(usual, pair) and not _lacked(usual.mean, pair) else usual
+    return usual.mean if _too_few(usual, pair) and not _lacked(usual.mean, pair) else usual
 
 
 def _lacked(one: Measure, pair: Pair) -> bool:
     """By any run."""
     return any(one.lacking(entry) for entry in (*pair.a, *pair.b))
+
+
+def _too_few(one: Measure, pair: Pair) -> bool:
+    """Observations, in any run."""
+    return any(one.too_few(entry) for entry in (*pair.a, *pair.b))
 
 
 def _lacking(one: Measure, pair: Pair, a: Sequence[Run], b: Sequence[Run]) -> str | None:
@@ -110,8 +115,10 @@ def _lacking(one: Measure, pair: Pair, a: Sequence[Run], b: Sequence[Run]) -> st
         return None
     lacking = {why: _few(where, len(a) + len(b)) for why, where in reasons.items()}
     said = _few([f"{why} ({where})" for why, where in lacking.items()])
-    helped = one.statistic != "mean" and not _lacked(one.mean, pair)
-    return said + (f": measure longer, or ask for {one.mean.name}" if helped else "")
+    remedies = ["measure longer"] if _too_few(one, pair) else []
+    if one.statistic != "mean" and not _lacked(one.mean, pair):
+        remedies.append(f"ask for {one.mean.name}")
+    return ": ".join(filter(None, (said, ", or ".join(remedies))))
 
 
 def _few(what: Sequence[str], runs: int | None = None) -> str:

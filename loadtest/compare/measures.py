@@ -91,14 +91,19 @@ class Measure:
         """Why a run's figure in one cell can't be compared; None where it can."""
         metric = entry["metrics"].get(self.metric)
         if metric is None:
-            return "no complete request has it"
+            return "it has no such figure"
         value = self.of(entry)
         if value == 0:
             return "it is 0, and nothing has a ratio to that"
         if value is not None:
             return None
-        if (q := QUANTILES.get(self._statistic(entry))) is None:
-            return "nothing was complete"
+        return self.too_few(entry) or "nothing was complete"
+
+    def too_few(self, entry: Mapping[str, Any]) -> str | None:
+        """How many observations a run has in one cell, where that is less than the quantile takes."""
+        metric, q = entry["metrics"].get(self.metric), QUANTILES.get(self._statistic(entry))
+        if metric is None or q is None or self.of(entry) is not None:
+            return None
         n, takes = (metric["with_failures"] or metric)["n"], math.ceil(MIN_BEYOND / (1 - q) - 1e-9)
         return f"{n} observation{'' if n == 1 else 's'}, {self._statistic(entry)} takes {takes}"
 

@@ -117,7 +117,7 @@ def _blocks(summary: Summary) -> Iterator[str]:
     if cut:
         yield (
             "**Intervals from blocks**: requests in flight together are no independent observations, blocks of at "
-            f"least ten requests of every user nearly are: {escape(', '.join(cut))}. What keeps a server slow for as "
+            f"least ten requests a user nearly are: {escape(', '.join(cut))}. What keeps a server slow for as "
             "long as a block they know too little of."
         )
     for why, labels in reasons.items():

@@ -88,23 +88,32 @@ def test_students_t_is_scipys(n: int):
 
 
 @pytest.mark.parametrize(("rounds", "blocks"), [(50, 5), (75, 7), (100, 10), (300, 10)])
-def test_a_block_has_ten_requests_of_every_user_and_there_are_ten_at_most(rounds: int, blocks: int):
+def test_a_block_has_ten_requests_a_user_and_there_are_ten_at_most(rounds: int, blocks: int):
     assert count(loop(np.random.default_rng(8), rounds=rounds), {}, open_loop=False) == blocks
 
 
 def test_a_run_that_cannot_be_cut_says_why_and_what_to_do():
     samples = loop(np.random.default_rng(8), rounds=49)
-    with pytest.raises(
-        NoBlocks, match=r"196 complete requests, 200 \(50 of every user\) are needed: -t 1[34]s or longer"
-    ):
+    with pytest.raises(NoBlocks, match=r"196 complete requests, 200 \(50 a user\) are needed: -t 1[34]s or longer"):
         count(samples, {}, open_loop=False)
-    with pytest.raises(NoBlocks, match=r"0 complete requests, 200 \(50 of every user\) are needed$"):
+    with pytest.raises(NoBlocks, match=r"0 complete requests, 200 \(50 a user\) are needed$"):
         count([replace(s, verdict=Verdict.TIMEOUT) for s in samples], {}, open_loop=False)
     samples = loop(np.random.default_rng(8), rounds=50)
     with pytest.raises(NoBlocks, match="an open loop's queue may outlast any block; compare five runs"):
         count(samples, {}, open_loop=True)
     with pytest.raises(NoBlocks, match="several machines"):
         count([*samples, replace(samples[0], process=1)], {0: "here", 1: "there"}, open_loop=False)
+
+
+def test_what_too_few_requests_have_gets_no_interval():
+    """One token has no TPOT: where three of four replies are such, a block would have two and a half a user."""
+    samples = loop(np.random.default_rng(8), rounds=100)
+    short = [s if n % 4 == 0 else replace(s, got=replace(s.got, new_tokens=1), events=s.events[:1])
+             for n, s in enumerate(samples)]  # fmt: skip
+    assert "tpot_s" in intervals(samples, {}, open_loop=False).of
+    found = intervals(short, {}, open_loop=False).of
+    assert "latency_s" in found
+    assert "tpot_s" not in found
 
 
 def test_a_summary_has_the_intervals_of_rates_and_of_several_users_medians():
@@ -133,7 +142,7 @@ def test_a_report_shows_the_interval_and_what_it_rests_on_or_why_there_is_none()
     assert f" tokens/s (95 % CI {low:.1f}–{high:.1f}), " in output_rate(entry)
     assert "CI" not in output_rate(short["cells"][0])
     rests = " nearly are: 4 users 256→16 (5 of "
-    why = "**No interval** of medians and rates: 196 complete requests, 200 (50 of every user) are needed: -t "
+    why = "**No interval** of medians and rates: 196 complete requests, 200 (50 a user) are needed: -t "
     for summary, said, unsaid in ((long, rests, why), (short, why, rests)):
         text = "\n".join(doubts.sentences(summary))
         assert said in text

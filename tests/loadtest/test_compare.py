@@ -246,7 +246,7 @@ def test_what_has_no_line_is_named_with_its_reason_and_what_to_do():
         "4 observations, p50 takes 10 (a0 in A, a1 in A, a2 in A and 2 more): measure longer, or ask for "
         "throughput_output_mean"
     )
-    assert absent["requests"].why == "no complete request has it (every run)"
+    assert absent["requests"].why == "it has no such figure (every run)"
     assert absent["itl_p99"].why.endswith("12 observations, p99 takes 500 (b0 in B, b1 in B, b2 in B and 2 more): "
         "measure longer, or ask for itl_mean")  # fmt: skip
     asked = ("throughput_output", "requests", "ttft_p99")
@@ -255,6 +255,16 @@ def test_what_has_no_line_is_named_with_its_reason_and_what_to_do():
         "batch_latency_mean", "itl_p99", "requests", "throughput_output", "throughput_output_mean", "tpot_mean",
         "ttft_mean", "ttft_p99",
     ])  # fmt: skip
+
+
+def test_a_median_of_0_is_no_lack_of_observations():
+    a, b = side(21, users=1), side(22, users=1, name="b")
+    for run in b:  # as where a proxy gives each stream out at once
+        itl = run.summary["cells"][0]["metrics"]["itl_s"]
+        itl["p50"] = 0.0
+    why = without_a_line(a, b, "itl_p50")["itl_p50"].why
+    assert why == "it is 0, and nothing has a ratio to that (b0 in B, b1 in B, b2 in B and 2 more): ask for itl_mean"
+    assert "itl_mean" not in compared(a, b, None, "itl_p50")
 
 
 def failing(samples: list[Sample], share: float) -> list[Sample]:

@@ -250,7 +250,7 @@ def test_every_metric_of_the_summary_is_that_of_its_complete_steady_requests():
     assert ttft["p99"] is None
     few = only_cell(closed_loop(99))
     assert few["metrics"]["ttft_s"]["ci95_of_median"] is None, "requests in flight together aren't independent"
-    assert few["blocks"]["why"].startswith("99 complete requests, 100 (50 of every user) are needed: -t ")
+    assert few["blocks"]["why"].startswith("99 complete requests, 100 (50 a user) are needed: -t ")
     assert cell["blocks"]["n"] == 5
     alone = only_cell(closed_loop(100, cell=replace(CELL, concurrency=1)))["metrics"]["ttft_s"]
     assert alone["ci95_of_median"] == pytest.approx([0.040, 0.061])
