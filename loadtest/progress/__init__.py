@@ -69,8 +69,8 @@ class Progress:
     ) -> None:
         assert self._show is not None
         assert self._greenlet is not None
-        self._greenlet.kill()
         try:
+            self._greenlet.kill(block=False)  # to wait for it would let in what may end this one meanwhile
             self.over("done" if kind is None else "ended early")
         finally:
             self._show.close()

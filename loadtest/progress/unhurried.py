@@ -45,19 +45,25 @@ class Unhurried(io.TextIOBase):
         return len(text)
 
     def idle(self) -> bool:
-        """Whether all that was written is gone."""
+        """Whether all that was written is gone, and more may come."""
+        if self.closed:
+            return False
         self._push()
         return not self._left
 
     def close(self) -> None:
         """Gives what is left a moment more."""
+        if self.closed:
+            return
         end_s = time.monotonic() + LAST_WORDS_S
-        while not self.idle() and time.monotonic() < end_s:
-            gevent.sleep(0.02)
-        if self._anew:
-            os.close(self._descriptor)
-        self._left = b""
-        super().close()
+        try:
+            while not self.idle() and time.monotonic() < end_s:
+                gevent.sleep(0.02)
+        finally:
+            if self._anew:
+                os.close(self._descriptor)
+            self._left = b""
+            super().close()
 
     def _push(self) -> None:
         try:

@@ -15,11 +15,14 @@ import struct
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import suppress
 
+import gevent
 import numpy as np
 import pyte
 import pytest
 
+from loadtest.interruption import GaveUp
 from loadtest.live.processes import Alone
 from loadtest.progress import Progress
 from loadtest.progress.figures import counts, figures, health, speed
@@ -185,6 +188,23 @@ def test_what_is_said_meanwhile_stands_above_whole_and_stays(terminal: Terminal)
     screen.close()
     assert not any("elapsed" in line for line in terminal.read())
     assert terminal.read()[:3] == lines[:3]
+    assert terminal.raw.rindex(b"\x1b[?25h") > terminal.raw.rindex(b"\x1b[?25l"), "the cursor is back"
+    assert sys.stderr is terminal.file
+
+
+def test_an_end_that_comes_with_the_last_request_leaves_the_terminal_as_it_was(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "stderr", terminal.file)
+
+    def work() -> None:
+        with suppress(GaveUp), Progress(Alone(), total=1) as progress:
+            progress.cell("T 256→768")
+            gevent.sleep(0)  # somebody watches now
+            gevent.getcurrent().kill(GaveUp, block=False)
+
+    gevent.spawn(work).get()
+    assert "T 256→768, done: TTFT" in " ".join(terminal.read())
     assert terminal.raw.rindex(b"\x1b[?25h") > terminal.raw.rindex(b"\x1b[?25l"), "the cursor is back"
     assert sys.stderr is terminal.file
 
