@@ -7,7 +7,6 @@ greenlet, where no stream has anything to do, so that nothing is read late for t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from types import TracebackType
 
 import gevent
@@ -55,7 +54,7 @@ class Progress:
         self._cells, self._number, self._title = cells, over, title
         self._label: str | None = None
         self._what = ""
-        self._since: Mapping[str, State] = {}
+        self._since: dict[str, State] = {}
         self._show: Show | None = None
         self._greenlet: gevent.Greenlet | None = None
 
@@ -82,7 +81,10 @@ class Progress:
 
     def anew(self) -> None:
         """From here on the figures are those of what comes."""
-        self._since = {state.test: state.since(None) for state in self._processes.states()}
+        self._since = {}
+        for state in self._processes.states():
+            self._since[state.test] = state.since(None)
+            state.first_s = None  # the wall of what comes begins with its own first request
 
     def now(self, what: str) -> None:
         """What is done now: of the cell, or between two."""

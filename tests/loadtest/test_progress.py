@@ -16,6 +16,7 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import gevent
 import numpy as np
@@ -23,6 +24,7 @@ import pyte
 import pytest
 
 from loadtest.interruption import GaveUp
+from loadtest.live.counting import Live
 from loadtest.live.processes import Alone
 from loadtest.progress import Progress
 from loadtest.progress.figures import counts, figures, health, speed
@@ -80,6 +82,24 @@ def test_tokens_a_second_are_those_of_requests_that_ended_over_their_wall_howeve
     assert figures([long_after]).output_tokens_per_s == pytest.approx(per_second(samples))
     both = figures([one, seen_live(samples, process=1, seconds=1).state()])
     assert both.output_tokens_per_s == pytest.approx(2 * per_second(samples))
+
+
+def test_a_cell_s_tokens_a_second_count_from_its_own_first_request():
+    now_ns = 0
+    live = Live(clock=lambda: now_ns)
+    progress = Progress(Alone(live), total=1)
+    for each in drawn(7, 20):
+        live.kept(each)
+    now_ns = 50_000_000_000
+    progress.cell("T 256→768")
+    late_ns = 10_000_000_000  # until the first request, while prompts are drawn
+    samples = [
+        replace(each, scheduled_ns=each.scheduled_ns + now_ns + late_ns, ended_ns=each.ended_ns + now_ns + late_ns)
+        for each in drawn(8, 20)
+    ]
+    for each in samples:
+        live.kept(each)
+    assert figures(progress._states()).output_tokens_per_s == pytest.approx(per_second(samples))
 
 
 def test_before_there_is_a_median_a_mean_is_called_one_and_of_nothing_there_is_nothing():
