@@ -37,11 +37,28 @@ class Show(Protocol):
 
 
 def shown() -> Show:
+    if sys.stderr is None or sys.stderr.closed:  # `2>&-`
+        return Nowhere()
     if sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in DUMB:
         from loadtest.progress.screen import Screen
 
         return Screen()
     return Lines()
+
+
+class Nowhere:
+    """For nobody."""
+
+    period_s = QUIET_S
+
+    def draw(self, standing: Standing) -> None:
+        pass
+
+    def keep(self, what: str, seen: Figures) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class Lines:

@@ -8,6 +8,7 @@ digits that are shown.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import re
 import select
@@ -310,6 +311,18 @@ def test_nobody_waits_for_a_log_that_is_never_read_and_none_of_its_lines_is_cut(
         assert read == line.encode() * written
         out.close()
         file.write("the file itself is still open\n")
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_where_stderr_is_closed_nothing_is_shown_and_nothing_ends(monkeypatch: pytest.MonkeyPatch, closed: bool):
+    stderr = io.StringIO() if closed else None  # None: closed before Python began
+    if stderr:
+        stderr.close()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with Progress(Alone(), total=1) as progress:
+        progress.cell("T 256→768")
+        assert progress._show is not None
+        progress._show.draw(standing())
 
 
 def test_a_log_that_nobody_reads_any_more_ends_nothing():
