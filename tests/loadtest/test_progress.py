@@ -241,6 +241,30 @@ def test_a_window_that_is_made_narrower_gets_whole_frames_from_then_on(terminal:
     screen.close()
 
 
+def test_the_terminal_is_as_wide_as_it_is_whatever_the_environment_says(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("LINES", "2")
+    screen = terminal.shown()
+    for step in range(3):
+        screen.draw(standing(step / 10))
+    lines = terminal.read()
+    assert len(lines) == 5
+    assert " 20%" in lines[0]
+    screen.close()
+
+
+def test_an_encoding_that_lacks_a_sign_gets_lines(terminal: Terminal):
+    terminal.file.reconfigure(encoding="latin-1")
+    lines = terminal.shown()
+    assert isinstance(lines, Lines)
+    lines.draw(standing())
+    lines.close()
+    assert "T 256\\u2192768" in "".join(terminal.read())
+    assert b"\x1b" not in terminal.raw
+
+
 def test_colours_are_left_out_where_nobody_wants_them(terminal: Terminal, monkeypatch: pytest.MonkeyPatch):
     for wanted in (True, False):
         if not wanted:
