@@ -10,11 +10,14 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import pty
 import re
 import select
+import signal
 import struct
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -317,6 +320,32 @@ def test_nobody_waits_for_a_terminal_that_is_never_read_either_at_the_end(termin
     assert not screen._out.idle()
     screen.close()
     assert terminal.read(), "what it had taken"
+
+
+def test_nobody_waits_for_a_terminal_that_is_another_user_s():
+    pid, ours = pty.fork()
+    if pid == 0:  # as after `su`: its own terminal, which it may not open by its name
+        try:
+            os.fchmod(2, 0)
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            out = Unhurried(os.fdopen(2, "w", encoding="utf-8", closefd=False))
+            for _ in range(400):
+                out.write("x" * 1000)
+            os._exit(4 if out.idle() else 3)
+        finally:
+            os._exit(5)
+    end_s = time.monotonic() + 30
+    ended = 0, 0
+    while not ended[0] and time.monotonic() < end_s:
+        ended = os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.01)
+    if not ended[0]:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    os.close(ours)
+    assert ended[0], "it waits"
+    assert os.waitstatus_to_exitcode(ended[1]) == 3
 
 
 def test_nobody_waits_for_a_log_that_is_never_read_and_none_of_its_lines_is_cut():
