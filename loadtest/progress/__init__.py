@@ -125,9 +125,14 @@ class Progress:
     def _said(self) -> str:
         """`cell 5 of 12: T 256→768, steady wave 3 of 10`."""
         if self._label is None:
-            return hide(self._what)
+            return _harmless(self._what)
         number = f"cell {self._number} of {self._cells}: " if self._cells > 1 else ""
-        return hide(f"{number}{self._title}{self._label}" + (f", {self._what}" if self._what else ""))
+        return _harmless(f"{number}{self._title}{self._label}" + (f", {self._what}" if self._what else ""))
 
     def _states(self) -> list[State]:
         return [state.since(self._since.get(state.test)) for state in self._processes.states()]
+
+
+def _harmless(text: str) -> str:
+    """Without secrets, and without what a terminal obeys: a file's name may hold anything."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in hide(text))

@@ -184,6 +184,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     os.close(made.ours)
 
 
+def test_a_name_cannot_command_the_terminal_nor_break_a_line(capsys: pytest.CaptureFixture[str]):
+    with Progress(Alone(), total=1, title="\x1b[2J") as progress:
+        progress.cell("8 users, a\nb\x9b0m\u202e.jsonl")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tokenclock: �[2J8 users, a�b�0m�.jsonl, done | TTFT")
+
+
 @pytest.mark.parametrize("columns", [80, 40, 20])
 def test_every_word_is_there_however_narrow_the_terminal(terminal: Terminal, columns: int):
     terminal.resize(columns)
