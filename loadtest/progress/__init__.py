@@ -11,7 +11,7 @@ from types import TracebackType
 
 import gevent
 
-from loadtest.live.exporter import breathe
+from loadtest.breath import breathe
 from loadtest.live.processes import Processes
 from loadtest.live.state import State
 from loadtest.plan import Cell
