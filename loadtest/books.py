@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 from gevent.queue import JoinableQueue
 
+from loadtest.breath import breathe
 from loadtest.sample import Sample
 from loadtest.stats import itl_s, latency_s, ttft_s
 from loadtest.verdict import Verdict
@@ -109,7 +110,7 @@ class Books:
 
     def _breathe(self) -> None:
         if self._queue.qsize() < MOST_BEHIND:
-            gevent.idle()
+            breathe(None)
         else:
             gevent.sleep(0)
 

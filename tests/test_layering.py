@@ -207,6 +207,7 @@ def test_importing_an_entry_point_loads_nothing_heavy(entry: str):
         ("server serve", "fastapi", "tokenclock[cpu]"),
         ("server serve --port 0", "torch", "tokenclock[cpu]"),
         ("loadtest run --plan published --url http://127.0.0.1:1", "locust", "tokenclock[loadtest]"),
+        ("loadtest calibrate -u 1 -t 1s --no-search", "rich", "tokenclock[loadtest]"),
     ],
 )
 def test_a_missing_extra_is_one_sentence_naming_the_pip_command(entry: str, missing: str, extra: str, tmp_path: Path):

@@ -80,8 +80,8 @@ def add_calibrate(verbs: Any) -> None:
 
 
 def calibrate(asked: argparse.Namespace) -> int:
-    """Raises: Usage; ModuleNotFoundError where a transport's library isn't installed."""
-    require(*({"huggingface_hub"} & {asked.transport}))
+    """Raises: Usage; ModuleNotFoundError where what shows progress, or a transport's library, isn't installed."""
+    require("rich", *({"huggingface_hub"} & {asked.transport}))
     chosen = options(asked)
     from loadtest.calibrate import verb
 

@@ -24,6 +24,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from loadtest.breath import breathe
 from loadtest.live.calibrated import Calibrated, newest
 from loadtest.live.processes import Processes
 from loadtest.live.series import Seen, families
@@ -37,7 +38,6 @@ PATIENCE_S = 10.0  # a scraper that hasn't got its answer by then is cut off
 CLOSING_S = 1.0
 LAST_S = 15.0  # from one scrape on, a test's end waits at most so long for the next, which hears how it ended
 BY_PROMETHEUS = "HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS"  # a header of every scrape, and of nobody else's request
-LONGEST_BREATH_S = 0.05  # a family is written then, however busy the streams are
 
 
 class NoMetrics(Exception):
@@ -143,12 +143,6 @@ def _listening(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def breathe() -> None:
-    """Let every stream that has something to read go first."""
-    with gevent.Timeout(LONGEST_BREATH_S, False):
-        gevent.idle()
 
 
 class _One(Collector):

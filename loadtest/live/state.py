@@ -28,7 +28,7 @@ class State:
     process: int
     elapsed_s: float = 0.0  # since the test began there, on that process' clock; stands still once it has ended
     cpu_s: float = 0.0  # of the process, since the test began
-    first_s: float | None = None  # as elapsed_s: when the first of the requests that ended was due
+    first_s: float | None = None  # as elapsed_s: when the first request that ended was due, since a cell began
     last_s: float = 0.0  # likewise: when the last one ended
     timed: dict[str, Histogram] = field(default_factory=lambda: {name: Histogram() for name in TIMED})
     tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))

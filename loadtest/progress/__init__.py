@@ -7,12 +7,11 @@ greenlet, where no stream has anything to do, so that nothing is read late for t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from types import TracebackType
 
 import gevent
 
-from loadtest.live.exporter import breathe
+from loadtest.breath import breathe
 from loadtest.live.processes import Processes
 from loadtest.live.state import State
 from loadtest.plan import Cell
@@ -55,7 +54,7 @@ class Progress:
         self._cells, self._number, self._title = cells, over, title
         self._label: str | None = None
         self._what = ""
-        self._since: Mapping[str, State] = {}
+        self._since: dict[str, State] = {}
         self._show: Show | None = None
         self._greenlet: gevent.Greenlet | None = None
 
@@ -69,8 +68,8 @@ class Progress:
     ) -> None:
         assert self._show is not None
         assert self._greenlet is not None
-        self._greenlet.kill()
         try:
+            self._greenlet.kill(block=False)  # to wait for it would let in what may end this one meanwhile
             self.over("done" if kind is None else "ended early")
         finally:
             self._show.close()
@@ -82,7 +81,10 @@ class Progress:
 
     def anew(self) -> None:
         """From here on the figures are those of what comes."""
-        self._since = {state.test: state.since(None) for state in self._processes.states()}
+        self._since = {}
+        for state in self._processes.states():
+            self._since[state.test] = state.since(None)
+            state.first_s = None  # the wall of what comes begins with its own first request
 
     def now(self, what: str) -> None:
         """What is done now: of the cell, or between two."""
@@ -123,9 +125,14 @@ class Progress:
     def _said(self) -> str:
         """`cell 5 of 12: T 256→768, steady wave 3 of 10`."""
         if self._label is None:
-            return hide(self._what)
+            return _harmless(self._what)
         number = f"cell {self._number} of {self._cells}: " if self._cells > 1 else ""
-        return hide(f"{number}{self._title}{self._label}" + (f", {self._what}" if self._what else ""))
+        return _harmless(f"{number}{self._title}{self._label}" + (f", {self._what}" if self._what else ""))
 
     def _states(self) -> list[State]:
         return [state.since(self._since.get(state.test)) for state in self._processes.states()]
+
+
+def _harmless(text: str) -> str:
+    """Without secrets, and without what a terminal obeys: a file's name may hold anything."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in hide(text))

@@ -24,7 +24,7 @@ class Figures:
     ttft: Histogram  # of every request that got a first token, as soon as it came
     itl: Histogram  # of complete requests
     output_tokens: int  # of requests that ended
-    busy_s: float  # from the begin, or when the first of them was due, to when the last one ended
+    busy_s: float  # from when the first of them was due to when the last one ended
     complete: int
     others: Mapping[str, int]  # not complete: the most frequent first
     client: str  # ok | suspect | saturated: the worst of the processes

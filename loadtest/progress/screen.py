@@ -6,6 +6,7 @@ and never from a thread: while it draws (1 to 3 ms), no token is read.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TextIO, cast
 
@@ -31,7 +32,11 @@ class Screen:
     def __init__(self) -> None:
         self._out = Unhurried(sys.stderr)
         out = cast(TextIO, self._out)
-        console = Console(file=out, force_terminal=True, soft_wrap=True, highlight=False, markup=False)
+        # rich believes an exported size before the terminal's own, and would take too few lines for what it has drawn.
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        console = Console(
+            file=out, force_terminal=True, soft_wrap=True, highlight=False, markup=False, _environ=environment
+        )
         self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, transient=True)
         self._live.start()
 

@@ -37,11 +37,38 @@ class Show(Protocol):
 
 
 def shown() -> Show:
-    if sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in DUMB:
+    if sys.stderr is None or sys.stderr.closed:  # `2>&-`
+        return Nowhere()
+    movable = sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in DUMB
+    if movable and _any_sign(sys.stderr.encoding):
         from loadtest.progress.screen import Screen
 
         return Screen()
     return Lines()
+
+
+def _any_sign(encoding: str) -> bool:
+    """Whether all of Unicode can be written: what is escaped instead is wider than it was counted."""
+    try:
+        chr(sys.maxunicode).encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Nowhere:
+    """For nobody."""
+
+    period_s = QUIET_S
+
+    def draw(self, standing: Standing) -> None:
+        pass
+
+    def keep(self, what: str, seen: Figures) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class Lines:

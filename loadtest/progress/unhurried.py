@@ -29,9 +29,7 @@ class Unhurried(io.TextIOBase):
         with suppress(OSError, ValueError):
             file.flush()
             self._descriptor = file.fileno()
-            # O_NONBLOCK belongs to what was opened, which is the shell's too, and stdout's: a terminal is opened anew.
-            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
-            self._descriptor, self._anew = os.open(os.ttyname(self._descriptor), flags), True
+            self._descriptor, self._anew = _opened_anew(self._descriptor), True
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # a plain attribute of the base
@@ -45,19 +43,25 @@ class Unhurried(io.TextIOBase):
         return len(text)
 
     def idle(self) -> bool:
-        """Whether all that was written is gone."""
+        """Whether all that was written is gone, and more may come."""
+        if self.closed:
+            return False
         self._push()
         return not self._left
 
     def close(self) -> None:
         """Gives what is left a moment more."""
+        if self.closed:
+            return
         end_s = time.monotonic() + LAST_WORDS_S
-        while not self.idle() and time.monotonic() < end_s:
-            gevent.sleep(0.02)
-        if self._anew:
-            os.close(self._descriptor)
-        self._left = b""
-        super().close()
+        try:
+            while not self.idle() and time.monotonic() < end_s:
+                gevent.sleep(0.02)
+        finally:
+            if self._anew:
+                os.close(self._descriptor)
+            self._left = b""
+            super().close()
 
     def _push(self) -> None:
         try:
@@ -73,3 +77,16 @@ class Unhurried(io.TextIOBase):
         if self._anew:
             return len(self._left)
         return select.PIPE_BUF if select.select([], [self._descriptor], [], 0)[1] else 0
+
+
+def _opened_anew(terminal: int) -> int:
+    """A descriptor of its own, since O_NONBLOCK belongs to what was opened, which is the shell's too, and stdout's.
+
+    Raises: OSError where it is no terminal, or can't be opened.
+    """
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        return os.open(os.ttyname(terminal), flags)
+    except OSError:  # after `su` it is another user's, in a container it may have no name
+        os.tcgetpgrp(terminal)  # fails where it isn't what /dev/tty is
+        return os.open("/dev/tty", flags)

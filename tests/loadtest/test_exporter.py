@@ -19,6 +19,7 @@ import pytest
 from gevent.event import Event
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest.breath import breathe
 from loadtest.live import exporter
 from loadtest.live.counting import Live
 from loadtest.live.exporter import HOST, PORT, Exporter, NoMetrics, exported
@@ -80,7 +81,7 @@ def test_who_stalls_is_cut_off_and_keeps_nobody_from_asking(serving: Exporter, m
 
 
 def test_a_scrape_that_runs_when_all_is_over_may_finish(serving: Exporter, monkeypatch: pytest.MonkeyPatch):
-    breathe, began = exporter.breathe, Event()
+    began = Event()
 
     def slow() -> None:
         began.set()

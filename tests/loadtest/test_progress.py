@@ -8,18 +8,27 @@ digits that are shown.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
+import pty
 import re
 import select
+import signal
 import struct
 import sys
 import termios
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 
+import gevent
 import numpy as np
 import pyte
 import pytest
 
+from loadtest.interruption import GaveUp
+from loadtest.live.counting import Live
 from loadtest.live.processes import Alone
 from loadtest.progress import Progress
 from loadtest.progress.figures import counts, figures, health, speed
@@ -77,6 +86,24 @@ def test_tokens_a_second_are_those_of_requests_that_ended_over_their_wall_howeve
     assert figures([long_after]).output_tokens_per_s == pytest.approx(per_second(samples))
     both = figures([one, seen_live(samples, process=1, seconds=1).state()])
     assert both.output_tokens_per_s == pytest.approx(2 * per_second(samples))
+
+
+def test_a_cell_s_tokens_a_second_count_from_its_own_first_request():
+    now_ns = 0
+    live = Live(clock=lambda: now_ns)
+    progress = Progress(Alone(live), total=1)
+    for each in drawn(7, 20):
+        live.kept(each)
+    now_ns = 50_000_000_000
+    progress.cell("T 256→768")
+    late_ns = 10_000_000_000  # until the first request, while prompts are drawn
+    samples = [
+        replace(each, scheduled_ns=each.scheduled_ns + now_ns + late_ns, ended_ns=each.ended_ns + now_ns + late_ns)
+        for each in drawn(8, 20)
+    ]
+    for each in samples:
+        live.kept(each)
+    assert figures(progress._states()).output_tokens_per_s == pytest.approx(per_second(samples))
 
 
 def test_before_there_is_a_median_a_mean_is_called_one_and_of_nothing_there_is_nothing():
@@ -157,6 +184,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     os.close(made.ours)
 
 
+def test_a_name_cannot_command_the_terminal_nor_break_a_line(capsys: pytest.CaptureFixture[str]):
+    with Progress(Alone(), total=1, title="\x1b[2J") as progress:
+        progress.cell("8 users, a\nb\x9b0m\u202e.jsonl")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tokenclock: �[2J8 users, a�b�0m�.jsonl, done | TTFT")
+
+
 @pytest.mark.parametrize("columns", [80, 40, 20])
 def test_every_word_is_there_however_narrow_the_terminal(terminal: Terminal, columns: int):
     terminal.resize(columns)
@@ -189,6 +223,23 @@ def test_what_is_said_meanwhile_stands_above_whole_and_stays(terminal: Terminal)
     assert sys.stderr is terminal.file
 
 
+def test_an_end_that_comes_with_the_last_request_leaves_the_terminal_as_it_was(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "stderr", terminal.file)
+
+    def work() -> None:
+        with suppress(GaveUp), Progress(Alone(), total=1) as progress:
+            progress.cell("T 256→768")
+            gevent.sleep(0)  # somebody watches now
+            gevent.getcurrent().kill(GaveUp, block=False)
+
+    gevent.spawn(work).get()
+    assert "T 256→768, done: TTFT" in " ".join(terminal.read())
+    assert terminal.raw.rindex(b"\x1b[?25h") > terminal.raw.rindex(b"\x1b[?25l"), "the cursor is back"
+    assert sys.stderr is terminal.file
+
+
 def test_a_window_that_is_made_narrower_gets_whole_frames_from_then_on(terminal: Terminal):
     screen = terminal.shown()
     screen.draw(standing())
@@ -198,6 +249,30 @@ def test_a_window_that_is_made_narrower_gets_whole_frames_from_then_on(terminal:
     assert " ".join(terminal.read()).count("elapsed") == 1
     assert max(map(len, terminal.screen.display)) <= 40
     screen.close()
+
+
+def test_the_terminal_is_as_wide_as_it_is_whatever_the_environment_says(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("LINES", "2")
+    screen = terminal.shown()
+    for step in range(3):
+        screen.draw(standing(step / 10))
+    lines = terminal.read()
+    assert len(lines) == 5
+    assert " 20%" in lines[0]
+    screen.close()
+
+
+def test_an_encoding_that_lacks_a_sign_gets_lines(terminal: Terminal):
+    terminal.file.reconfigure(encoding="latin-1")
+    lines = terminal.shown()
+    assert isinstance(lines, Lines)
+    lines.draw(standing())
+    lines.close()
+    assert "T 256\\u2192768" in "".join(terminal.read())
+    assert b"\x1b" not in terminal.raw
 
 
 def test_colours_are_left_out_where_nobody_wants_them(terminal: Terminal, monkeypatch: pytest.MonkeyPatch):
@@ -254,6 +329,32 @@ def test_nobody_waits_for_a_terminal_that_is_never_read_either_at_the_end(termin
     assert terminal.read(), "what it had taken"
 
 
+def test_nobody_waits_for_a_terminal_that_is_another_user_s():
+    pid, ours = pty.fork()
+    if pid == 0:  # as after `su`: its own terminal, which it may not open by its name
+        try:
+            os.fchmod(2, 0)
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            out = Unhurried(os.fdopen(2, "w", encoding="utf-8", closefd=False))
+            for _ in range(400):
+                out.write("x" * 1000)
+            os._exit(4 if out.idle() else 3)
+        finally:
+            os._exit(5)
+    end_s = time.monotonic() + 30
+    ended = 0, 0
+    while not ended[0] and time.monotonic() < end_s:
+        ended = os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.01)
+    if not ended[0]:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    os.close(ours)
+    assert ended[0], "it waits"
+    assert os.waitstatus_to_exitcode(ended[1]) == 3
+
+
 def test_nobody_waits_for_a_log_that_is_never_read_and_none_of_its_lines_is_cut():
     ours, theirs = os.pipe()
     with os.fdopen(ours, "rb") as log, os.fdopen(theirs, "w", encoding="utf-8", buffering=1) as file:
@@ -270,6 +371,18 @@ def test_nobody_waits_for_a_log_that_is_never_read_and_none_of_its_lines_is_cut(
         assert read == line.encode() * written
         out.close()
         file.write("the file itself is still open\n")
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_where_stderr_is_closed_nothing_is_shown_and_nothing_ends(monkeypatch: pytest.MonkeyPatch, closed: bool):
+    stderr = io.StringIO() if closed else None  # None: closed before Python began
+    if stderr:
+        stderr.close()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with Progress(Alone(), total=1) as progress:
+        progress.cell("T 256→768")
+        assert progress._show is not None
+        progress._show.draw(standing())
 
 
 def test_a_log_that_nobody_reads_any_more_ends_nothing():
