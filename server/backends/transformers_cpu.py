@@ -76,8 +76,7 @@ class TransformersBackend:
         self._token_ids = torch.zeros((slots, max_total_tokens), dtype=torch.int64)  # prompt and generated
         self._lengths = [0] * slots
         self._samplers: dict[int, Sampler] = {}  # of live slots
-        self._mask = torch.full((slots, 1, 1, max_total_tokens), UNSEEN)  # 0 where a row may look
-        self._mask[..., 0] = 0.0  # a row that sees nothing at all would be NaN
+        self._places = torch.arange(max_total_tokens)
 
     @classmethod
     def load(
@@ -138,7 +137,6 @@ class TransformersBackend:
         self._rows.store(slot, cache)
         self._token_ids[slot, :used] = ids[0]
         self._lengths[slot] = used
-        self._mask[slot, ..., :used] = 0.0
         self._samplers[slot] = Sampler(sampling, used, self._suppressed, self._eos)
         logits = output.logits[:, -1]
         prompt = prompt_scores(ids[0], output.logits[0], sampling) if sampling.prompt_logprobs else ()
@@ -159,20 +157,19 @@ class TransformersBackend:
     def release(self, slot: int) -> None:
         self._samplers.pop(slot, None)
         self._lengths[slot] = 0
-        self._mask[slot] = UNSEEN
-        self._mask[slot, ..., 0] = 0.0
 
     def _inputs(self, slots: slice, length: int) -> list[torch.Tensor]:
         """What a step of some rows takes: each live row's newest token, over a window that holds `length` positions."""
-        # The newest token of a live row has no key yet: it goes to position length - 1. Dead rows write position 0.
+        # The newest token of a live row has no key yet: it goes to position length - 1. Dead rows write position 0, and
+        # see it: a row that sees nothing at all would be NaN.
         positions = torch.tensor([max(length - 1, 0) for length in self._lengths[slots]])
         window = min(-(-length // WINDOW) * WINDOW, self._limits.max_total_tokens)
         rows = torch.arange(slots.start, slots.stop)
-        self._mask[rows, 0, 0, positions] = 0.0
+        seen = self._places[:window] <= positions.unsqueeze(1)
         return [
             self._token_ids[rows, positions].unsqueeze(1),
             positions,
-            self._mask[slots, ..., :window],
+            torch.where(seen, 0.0, UNSEEN)[:, None, None],
             torch.tensor([window - 1]),
             *self._rows.part(slots, window),
         ]
