@@ -115,15 +115,16 @@ def pooled(name: str, gaps: Gaps) -> dict[str, Any]:
 
 
 def _metrics(
-    steady: Sequence[Sample], gaps: Gaps, waves: stats.Waves | None, hosts: Mapping[int, str]
+    steady: Sequence[Sample], gaps: Gaps, waves: stats.Waves | None, hosts: Mapping[int, str], open_loop: bool
 ) -> dict[str, Any]:
     """Every metric of one cell that is defined for at least one request, or that only failures keep from it.
 
     Gaps of one stream, and requests in flight together, wait for one another: they are not independent observations,
-    and no interval is made of them. The waves themselves are, and blocks of requests (`_of_blocks`).
+    and no interval is made of them. The waves themselves are, and blocks of requests (`_of_blocks`). Nor are one user's
+    of an open loop: what is late makes the next late.
     """
     complete = [sample for sample in steady if sample.complete]
-    alone = steady[0].cell.concurrency == 1
+    alone = steady[0].cell.concurrency == 1 and not open_loop
     found = {}
     for name, metric in stats.OF_REQUESTS.items():
         values = [value for sample in complete if (value := metric(sample)) is not None]
@@ -172,7 +173,7 @@ def _cell(
 ) -> Any:
     complete = [sample for sample in steady if sample.complete]
     waves = stats.waves(steady, hosts) if steady[0].cell.wave is not None else None
-    metrics = _metrics(steady, streams.gaps, waves, hosts)
+    metrics = _metrics(steady, streams.gaps, waves, hosts, open_loop)
     named = asdict(cell)
     del named["wave"]
     return {

@@ -135,6 +135,15 @@ def test_a_summary_has_the_intervals_of_rates_and_of_several_users_medians():
     assert alone["metrics"]["requests_per_s"]["ci95_of_mean"] is not None
 
 
+def test_an_open_loop_of_one_user_has_no_interval_either():
+    samples = loop(np.random.default_rng(9), rounds=50, users=1)
+    run = a_run(samples).run | {"open_loop": {"kind": "poisson", "rate_per_s": 2, "burstiness": 1}}
+    (entry,) = summarise(samples, run)["cells"]
+    assert entry["metrics"]["latency_s"]["n"] == 50
+    given = {name for name, each in entry["metrics"].items() if each["ci95_of_median"] or each["ci95_of_mean"]}
+    assert given == set()
+
+
 def test_a_report_shows_the_interval_and_what_it_rests_on_or_why_there_is_none():
     long, short = (a_run(loop(np.random.default_rng(9), rounds=rounds)).summary for rounds in (50, 49))
     (entry,) = long["cells"]
