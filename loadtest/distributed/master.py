@@ -205,8 +205,8 @@ def _stop(crew: Crew, recorder: Recorder, drain_s: float, seen: Workers) -> None
     # An open loop's rest of the schedule may take as long, and then what still runs.
     crew.ask("stop", lambda _: {"drain_s": drain_s}, 2 * drain_s + DRAIN_S)
     for member in crew.members.values():
-        if stopped := member.answers.get("stop"):
-            seen.heard(member.uid, {REPORT: stopped["seen"]})  # all of it: locust's last report may be 3 s old
+        if last := member.answers.get("stop", {}).get("seen"):  # an older worker's answer has none
+            seen.heard(member.uid, {REPORT: last})  # all of it: locust's last report may be 3 s old
     for sentence in written(crew, recorder):
         say(sentence)
 

@@ -290,6 +290,38 @@ def test_a_worker_that_lacks_a_key_is_told_to_bring_one(server: Truth, tmp_path:
     assert not (tmp_path / "results").exists() or not list((tmp_path / "results").iterdir())
 
 
+OLDER = """
+from loadtest.distributed import worker  # first: it patches
+import sys
+from loadtest.distributed.share import Share
+stop = Share.stop
+def without(*said):
+    answer = stop(*said)
+    del answer["seen"]
+    return answer
+Share.stop = without
+from loadtest.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_worker_that_says_less_of_its_end_than_ours_ends_no_run(server: Truth, tmp_path: Path):
+    port, results = str(free_port()), tmp_path / "results"
+    older = [sys.executable, "-c", OLDER, "run", "--worker", "--master-port", port, "--results", str(tmp_path / "a")]
+    with (
+        started(
+            "--master", "--master-bind-host", "127.0.0.1", "--master-port", port, "--url", server.url, "-u", "4",
+            "-t", "1s", *TOKENS, "--allow", "saturated", "--results", str(results),
+        ) as master,
+        subprocess.Popen(older, stderr=subprocess.PIPE, text=True, cwd=ROOT) as worker,
+    ):  # fmt: skip
+        _, said = master.communicate(timeout=END_S)
+        worker.communicate(timeout=END_S)
+    assert (master.returncode, worker.returncode) == (0, 0), said
+    assert not run_of(results)["interrupted"]
+    samples_of(results)
+
+
 def test_locusts_own_processes_leave_every_sample_at_their_master(server: Truth, asked: Any, tmp_path: Path):
     port = str(free_port())
     command = [
