@@ -87,16 +87,20 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
         load = load_of(found, dispatch, options, recorder)
         monitor = Monitor(options.live.loop_lags_s)
         found.metrics.before()
-        with progress_of(options, cell) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
-            dispatch.begin()
-            monitor.start()
-            for _ in until_over(options.run_time_s, progress):
-                progress.now(f"{dispatch.waiting_late} overdue")
-            progress.now("the time is over, what was due is still sent")
-            unsent = 0 if dispatch.join(options.timeouts.total_s) else dispatch.waiting_late
+        try:
+            with progress_of(options, cell) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
+                dispatch.begin()
+                monitor.start()
+                for _ in until_over(options.run_time_s, progress):
+                    progress.now(f"{dispatch.waiting_late} overdue")
+                progress.now("the time is over, what was due is still sent")
+                dispatch.join(options.timeouts.total_s)
+        finally:
+            taken, late, unsent = dispatch.taken, dispatch.late, dispatch.waiting_late
+            recorder.schedule(taken, late, unsent)
         recorder.client(cell, monitor.stop())
         recorder.server_metrics(found.metrics.after(cell, PHASES))
-        schedule_kept(options, arrivals, recorder, dispatch.taken, dispatch.late, unsent)
+        schedule_kept(options, taken, late, unsent)
 
 
 @contextmanager
@@ -108,9 +112,8 @@ def progress_of(options: Options, cell: Cell, processes: Processes | None = None
         yield progress
 
 
-def schedule_kept(options: Options, arrivals: Arrivals, recorder: Recorder, taken: int, late: int, unsent: int) -> None:
-    """Into run.json, and in words where it wasn't. Raises: GaveUp where requests were never sent."""
-    recorder.open_loop(arrivals, options.run_time_s, options.users, taken, late, unsent)
+def schedule_kept(options: Options, taken: int, late: int, unsent: int) -> None:
+    """In words, where it wasn't. Raises: GaveUp where requests were never sent."""
     if not taken:
         raise GaveUp(f"no request was due in {options.run_time_s:g} s: raise --rate or -t")
     busy = f"all {options.users} users were busy"

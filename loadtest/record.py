@@ -153,19 +153,25 @@ class Recorder:
         self._run["dataset"] = said
         self._write()
 
-    def open_loop(self, arrivals: Arrivals, run_time_s: float, users: int, taken: int, late: int, unsent: int) -> None:
-        """What the schedule was, and what became of it: see run.schema.json."""
+    def open_loop(self, arrivals: Arrivals, run_time_s: float, users: int) -> None:
+        """What the schedule is, before any of it: however the run ends, it was no closed loop. See run.schema.json."""
         self._run["open_loop"] = {
             "kind": arrivals.kind,
             "rate_per_s": arrivals.rate_per_s,
             "burstiness": arrivals.burstiness,
             "run_time_s": run_time_s,
             "users": users,
-            "taken": taken,
-            "late": late,
-            "unsent": unsent,
+            "taken": None,
+            "late": None,
+            "unsent": None,
         }
         self._write()
+
+    def schedule(self, taken: int, late: int, unsent: int) -> None:
+        """What became of an open loop's schedule, or of as much of it as there was."""
+        self._run["open_loop"] |= {"taken": taken, "late": late, "unsent": unsent}
+        with suppress(OSError):  # no room: the end of the run says so
+            self._write()
 
     def client(self, cell: Cell, seen: dict[str, Any], process: int | None = None) -> None:
         """How late a process of the client was and what it burned, during one cell. process: None is this one."""

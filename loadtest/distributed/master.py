@@ -12,12 +12,11 @@ from typing import Any
 
 import gevent
 
-from loadtest.arrivals import Arrivals
 from loadtest.calibrate.after import share
 from loadtest.calibrate.errors import worst
 from loadtest.distributed.children import Children, children
 from loadtest.distributed.crew import Crew, Member
-from loadtest.distributed.facts import processes, same_endpoint, written
+from loadtest.distributed.facts import processes, same_endpoint, schedule, written
 from loadtest.distributed.link import AGAIN_S
 from loadtest.distributed.spread import Spread
 from loadtest.free import progress_of, schedule_kept, until_over
@@ -165,8 +164,8 @@ def _measure(crew: Crew, runner: Any, options: Options, recorder: Recorder, cell
     _check(crew, [])
     crew.ask("after", lambda _: {}, METRICS_S, first)
     recorder.server_metrics(first[0].answers.get("after", {}).get("read"))
-    if options.arrivals:
-        _schedule_kept(crew, options, options.arrivals, recorder)
+    if sums := schedule(crew.members.values()):
+        schedule_kept(options, **sums)
 
 
 def _send_home(runner: Any, surplus: list[str]) -> None:
@@ -209,12 +208,6 @@ def _stop(crew: Crew, recorder: Recorder, drain_s: float, seen: Workers) -> None
             seen.heard(member.uid, {REPORT: last})  # all of it: locust's last report may be 3 s old
     for sentence in written(crew, recorder):
         say(sentence)
-
-
-def _schedule_kept(crew: Crew, options: Options, arrivals: Arrivals, recorder: Recorder) -> None:
-    said = [stopped["schedule"] for each in crew.members.values() if (stopped := each.answers.get("stop"))]
-    sums = {name: sum(each[name] for each in said) for name in ("taken", "late", "unsent")}
-    schedule_kept(options, arrivals, recorder, sums["taken"], sums["late"], sums["unsent"])
 
 
 def _calibrated(crew: Crew, recorder: Recorder) -> dict[str, Any]:

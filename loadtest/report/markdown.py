@@ -67,10 +67,13 @@ def _measured(run: Mapping[str, Any]) -> Iterator[str]:
     yield f"{plan}, seed {run['seed']}, begun {escape(run['created'])}"
     if loop := run.get("open_loop"):
         shape = f", burstiness {loop['burstiness']:g}" if loop["kind"] == "gamma" else ""
+        became = "how much of it was sent isn't known"
+        if loop["taken"] is not None:
+            became = f"{loop['taken']} sent, {loop['late']} of them late because all users were busy, "
+            became += f"{loop['unsent']} never"
         yield (
             f"an open loop: {loop['rate_per_s']:g} requests/s ({loop['kind']}{shape}) for {loop['run_time_s']:g} s, "
-            f"at most {loop['users']} in flight; {loop['taken']} sent, {loop['late']} of them late because all users "
-            f"were busy, {loop['unsent']} never"
+            f"at most {loop['users']} in flight; {became}"
         )
     if of := run.get("dataset"):
         how = "shuffled by the seed" if of["order"] == "shuffle" else "in the file's order"

@@ -472,6 +472,45 @@ def test_what_an_open_loop_cannot_send_in_time_is_late_and_never_skipped(tmp_pat
     assert "client was the bottleneck" not in done.stderr, "the cap was, and that is said"
 
 
+@pytest.mark.parametrize(
+    ("number", "processes"),
+    [(signal.SIGINT, ()), (signal.SIGKILL, ()), (signal.SIGINT, ("--processes", "2"))],
+    ids=["SIGINT", "SIGKILL", "SIGINT of two processes"],
+)
+def test_an_open_loop_that_ends_early_is_reported_as_one(tmp_path: Path, number: int, processes: tuple[str, ...]):
+    loop = ("-u", "8", "-t", "60s", "--rate", "40", "--input-tokens", "8", "--new-tokens", "4", *processes)
+    with schedule_server(first_s=0.02, gap_s=0.001) as url:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "loadtest", "run", "--url", url, *loop, "--results", str(tmp_path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+        )
+        deadline = time.monotonic() + 60
+        while sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("*/samples.jsonl")) < 20:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.wait(timeout=60)
+    folder = only_folder(tmp_path)
+    if number == signal.SIGKILL:
+        tokenclock("report", str(folder))
+    run = json.loads((folder / "run.json").read_text())
+    schema("run.schema.json").validate(run)
+    assert run["interrupted"]
+    sent, became = (None, "how much of it was sent isn't known")
+    if number == signal.SIGINT:
+        sent = len(samples_of(folder))
+        became = f"{sent} sent, "
+    assert (run["open_loop"]["rate_per_s"], run["open_loop"]["taken"]) == (40, sent)
+    (cell,) = json.loads((folder / "summary.json").read_text())["cells"]
+    assert cell["blocks"]["why"].startswith("an open loop's queue")
+    report = (folder / "report.md").read_text()
+    assert f"for 60 s, at most 8 in flight; {became}" in report
+    assert "(at most 8 at once), the fastest cell" in report
+
+
 @pytest.mark.parametrize("transport", ["gevent", "httpx", "huggingface_hub"])
 def test_every_transport_gives_samples_and_the_report_says_which(transport: str, tmp_path: Path):
     with schedule_server(first_s=0.01, gap_s=0.002) as url:
