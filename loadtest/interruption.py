@@ -10,6 +10,7 @@ from gevent.event import Event
 
 from loadtest.endpoints.base import EndpointError
 
+POLL_S = 0.05
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -49,9 +50,9 @@ class Signals:
             except (Interrupted, GaveUp, EndpointError) as error:
                 caught = error
 
-        self._work = gevent.spawn(guarded)
-        self._work.join()
-        ended, self._work = self._work, None
+        ended = self._work = gevent.spawn(guarded)
+        ended.join()
+        self._work = None
         if (
             self._told.is_set()
         ):  # nor the exit code: at its end Python would give a signal that isn't ignored its default back
@@ -63,6 +64,20 @@ class Signals:
         except Interrupted as error:  # before it had begun
             return error
         return caught
+
+    @property
+    def told(self) -> bool:
+        return bool(self._told.is_set())
+
+    def linger(self, wanted: Callable[[], bool]) -> None:
+        """Wait while `wanted`, at the end of a work that has done all it was for. A signal ends the wait and nothing
+        else, one that came before leaves it out; from here on the work can't be ended, and the next one is instead.
+        """
+        self._work, before = None, self.told
+        while wanted() and not self._told.wait(POLL_S):
+            pass
+        if not before:
+            self._told.clear()
 
 
 _signals: Signals | None = None  # of the process: what comes between two works must not be lost
@@ -76,3 +91,17 @@ def interruptible(work: Callable[[], None]) -> BaseException | None:
     global _signals
     _signals = _signals or Signals()
     return _signals.end(work)
+
+
+def told() -> bool:
+    """Whether a signal has come that ends a work, this one or the next."""
+    return _signals is not None and _signals.told
+
+
+def linger(wanted: Callable[[], bool]) -> None:
+    """`Signals.linger`; where there are none, as in plain locust, the wait alone."""
+    if _signals is not None:
+        _signals.linger(wanted)
+        return
+    while wanted():
+        gevent.sleep(POLL_S)

@@ -141,7 +141,9 @@ LOAD_GENERATOR = """## The load generator's
 
 Plain `locust`, a locust master and `tokenclock run` serve them on http://127.0.0.1:9646/metrics while they run. At
 the end they wait for Prometheus to scrape once more, at most 15 s after its last scrape: what it holds then is the
-whole test.
+whole test, where it scrapes at least every 15 s and the run wasn't cut short. Where the time runs out without a
+scrape, a sentence says how many requests it has heard of. Ctrl-C or SIGTERM ends this wait of `tokenclock run`, and
+nothing else.
 `TOKENCLOCK_METRICS_PORT` is another port, or `off`; `TOKENCLOCK_METRICS_HOST=0.0.0.0` lets other machines, and
 containers, ask. A port in use is a sentence in the log and ends no test. A master's are the sums over its workers,
 those that died included; each sends all that it has seen with locust's report every 3 seconds, so that a report that is

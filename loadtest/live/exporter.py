@@ -25,6 +25,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from loadtest.breath import breathe
+from loadtest.interruption import linger, told
 from loadtest.live.calibrated import Calibrated, newest
 from loadtest.live.processes import Processes
 from loadtest.live.series import Seen, families
@@ -46,8 +47,8 @@ class NoMetrics(Exception):
 
 @contextmanager
 def exported(processes: Processes, results: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Serve metrics meanwhile, where the environment says; `say` hears where, or why not. A Prometheus that scraped
-    hears how it ended.
+    """Serve metrics meanwhile, where the environment says; `say` hears where, or why not. A Prometheus that scrapes at
+    least every LAST_S seconds hears how it ended, unless it was cut short; where it doesn't, `say` hears so.
     """
     if os.environ.get(PORT) == OFF:
         yield
@@ -94,15 +95,18 @@ class Exporter:
         self.url = f"http://{shown}:{self._server.server_port}/metrics"
 
     def wait_for_last(self, say: Callable[[str], object]) -> None:
-        """Where requests ended since Prometheus' last scrape: until the next."""
+        """Where requests ended since Prometheus' last scrape: until the next, or an interruption."""
 
         def wanting() -> bool:
             return self._told != self._requests() and time.monotonic() < self._scraped_s + LAST_S
 
-        if wanting():
+        if wanting() and not told():
             say(f"metrics: until Prometheus has scraped once more, {LAST_S:g} s at most")
-        while wanting():
-            gevent.sleep(0.05)
+        linger(wanting)
+        if self._told != self._requests() and math.isfinite(self._scraped_s):
+            say(
+                f"metrics: Prometheus has heard of {self._told} of {self._requests()} requests: it did not scrape again"
+            )
 
     def _requests(self) -> int:
         return sum(sum(state.requests.values()) for state in self._processes.states())

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 
@@ -253,6 +254,59 @@ def test_ctrl_c_between_the_last_request_and_the_calibration_is_heard(tmp_path: 
     assert "not calibrated in this run: interrupted" in done.stdout
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "run.json").read_text())["interrupted"] is False
+
+
+def told_at(sentence: str, number: int, results: Path, *processes: str) -> tuple[dict[str, Any], str]:
+    """A run that Prometheus scraped once, and that gets a signal when it says this: run.json, and all it said."""
+    program = (
+        "from loadtest.loads import say\nimport sys\nfrom loadtest.live import exporter\n"
+        "exporter.LAST_S = 3600.0\nfrom loadtest.__main__ import main\nmain(sys.argv[1:])"
+    )
+    with truth(first=0.01, gap=0.002) as server:
+        command = [sys.executable, "-c", program, "run", "--url", server.url, *SHORT, "-u", "2", *processes]
+        with subprocess.Popen(
+            [*command, "--results", str(results)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"TOKENCLOCK_METRICS_PORT": "0"},
+        ) as process:
+            assert process.stderr is not None
+            said = ""
+            while sentence not in said:
+                line = process.stderr.readline()
+                assert line, said
+                said += line
+                if line.startswith("tokenclock: metrics: http"):
+                    ask = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}
+                    httpx.get(line.split()[-1], headers=ask, timeout=60).raise_for_status()
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+    said += err + out
+    assert process.returncode == 0, said
+    (folder,) = (each for each in results.iterdir() if each.is_dir())
+    run = json.loads((folder / "run.json").read_text())
+    assert run["interrupted"] is False
+    assert "it did not scrape again" in said
+    return run, said
+
+
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGINT, ()), (signal.SIGTERM, ("--processes", "2"))], ids=["one", "two"]
+)
+def test_a_signal_ends_the_wait_for_a_last_scrape_and_nothing_else(
+    tmp_path: Path, number: int, processes: tuple[str, ...]
+):
+    run, said = told_at("once more", number, tmp_path, *processes)
+    assert (len(run["calibration"]["loads"]), run["calibration"]["reason"]) == (1, None)
+    assert "interrupted" not in said
+
+
+def test_where_a_signal_came_before_nobody_waits_for_a_scrape(tmp_path: Path):
+    run, said = told_at("calibrating the clocks", signal.SIGINT, tmp_path, "--processes", "2")
+    assert run["calibration"] == {"loads": [], "reason": "interrupted"}
+    assert "once more" not in said
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,19 @@ def test_the_end_waits_for_a_prometheus_that_scraped_and_for_nobody_else(
     assert 'tokenclock_requests_total{verdict="complete"} 2.0' in heard_last(ask)
 
 
+def test_the_wait_for_a_prometheus_that_never_comes_back_ends_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(PORT, "0")
+    monkeypatch.setattr(exporter, "LAST_S", 0.5)
+    live, sentences = Live(), list[str]()
+    with gevent.Timeout(30), exported(Alone(live), tmp_path, sentences.append):
+        url = sentences[-1].removeprefix("metrics: ")
+        aside(httpx.get, url, headers={"X-Prometheus-Scrape-Timeout-Seconds": "10"})
+        live.kept(next(each for each in drawn(2, 50) if each.complete))
+    assert sentences[-1] == "metrics: Prometheus has heard of 0 of 1 requests: it did not scrape again"
+
+
 def said(tmp_path: Path) -> list[str]:
     sentences: list[str] = []
     with exported(Alone(), tmp_path, sentences.append):
