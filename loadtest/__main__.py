@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,8 @@ LOOK_S = 30.0  # a probe waits so long for what it shows nothing of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    if sys.stderr is None:  # closed by who started us: sentences must not come between the results on stdout
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     guard_logs()
     try:
         sys.exit(dispatch(parser().parse_args(arguments), arguments))

@@ -76,6 +76,7 @@ class OpenLoop:
         self._drawn = 0
         self._in_flight = 0
         self._closed = False
+        self._closed_ns: int | None = None
         self.taken = 0  # requests handed out
         self.late = 0  # those that no user waited for at their instant: all were busy
 
@@ -116,7 +117,8 @@ class OpenLoop:
         self._settle()
 
     def close(self) -> None:
-        self._closed = True
+        if not self._closed:
+            self._closed, self._closed_ns = True, self._clock()
         while self._idle:
             self._idle.pop().set(None)
         self._changed.set()
@@ -130,10 +132,10 @@ class OpenLoop:
 
     @property
     def waiting_late(self) -> int:
-        """Requests that are overdue now and still wait for a user."""
+        """Requests that are overdue now, or were at the `close`, and still wait for a user."""
         if self._begun_ns is None:
             return 0
-        now_ns = self._clock() - self._begun_ns
+        now_ns = (self._clock() if self._closed_ns is None else self._closed_ns) - self._begun_ns
         while (last_ns := self._ahead[-1] if self._ahead else self._peek()) is not None and last_ns < now_ns:
             if (offset_ns := next(self._offsets_ns, None)) is None:
                 break

@@ -42,7 +42,7 @@ def written(crew: Crew, recorder: Recorder) -> list[str]:
     drawn = [said["dataset"] for said in stopped.values() if said["dataset"]]
     if drawn:
         recorder.dataset({**drawn[0], "drawn": sum(each["drawn"] for each in drawn)})
-    if sums := schedule(members):
+    if (sums := schedule(members)) and all("stop" in member.answers for member in members):
         recorder.schedule(**sums)
     missing = crew.missing()
     recorder.distributed(crew.workers(), missing)
@@ -50,7 +50,7 @@ def written(crew: Crew, recorder: Recorder) -> list[str]:
 
 
 def schedule(members: Iterable[Member]) -> dict[str, int] | None:
-    """What became of an open loop's schedule; None where nobody said."""
+    """What became of an open loop's schedule by those who said; None where nobody did."""
     said = [kept for each in members if (kept := each.answers.get("stop", {}).get("schedule"))]
     return {name: sum(each[name] for each in said) for name in ("taken", "late", "unsent")} if said else None
 

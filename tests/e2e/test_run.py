@@ -511,6 +511,12 @@ def test_an_open_loop_that_ends_early_is_reported_as_one(tmp_path: Path, number:
     assert "(at most 8 at once), the fastest cell" in report
 
 
+def test_where_stderr_is_closed_no_sentence_comes_between_the_results():
+    line = '"$0" -m loadtest probe http://127.0.0.1:1 2>&-'
+    done = subprocess.run(["sh", "-c", line, sys.executable], stdout=subprocess.PIPE, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 @pytest.mark.parametrize("transport", ["gevent", "httpx", "huggingface_hub"])
 def test_every_transport_gives_samples_and_the_report_says_which(transport: str, tmp_path: Path):
     with schedule_server(first_s=0.01, gap_s=0.002) as url:

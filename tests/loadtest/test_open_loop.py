@@ -181,6 +181,12 @@ def test_the_end_waits_no_longer_than_it_was_told_to_and_what_is_left_can_be_cou
     assert (run.loop.taken, run.loop.waiting_late) == (2, 1)
 
 
+def test_what_is_due_after_the_close_was_never_overdue():
+    run = OpenRun([each * MS for each in (0, 10, 20, 60, 80)], [100 * MS] * 5, 1, run_time_ns=100 * MS)(drain_s=0.030)
+    assert run.time.now_ns >= BEGIN_NS + 100 * MS, "it is asked when what ran has ended"
+    assert (run.loop.taken, run.loop.waiting_late) == (1, 2)
+
+
 def test_requests_due_in_the_first_seconds_are_ramp_also_where_they_are_sent_later():
     run = OpenRun([0, 10 * MS, 20 * MS], [100 * MS] * 3, users=1, run_time_ns=30 * MS, ramp_s=0.020)()
     assert [order.phase for order, _ in run.took] == ["ramp", "ramp", "steady"]
