@@ -102,7 +102,7 @@ def _line(name: str, reading: Reading) -> page.Line:
     served = ", ".join(_models(reading.run))
     machine = reading.run["machine"]
     own = machine.get("cpu") or machine.get("platform") or "an unknown machine"
-    where = f"{served + ' at ' if served else ''}{', '.join(urls)}, from {own}"
+    where = f"{served + ' at ' if served else ''}{', '.join(urls)}, measured from {own}"
     return page.Line(name, f"{where}, {reading.run['created']}", headline(reading.summary, reading.run))
 
 

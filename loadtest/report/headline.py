@@ -82,7 +82,7 @@ def _time_said(metric: Mapping[str, Any] | None) -> str | None:
 
 def _against(summary: Summary) -> Iterator[str]:
     if summary["client"]["verdict"] == SATURATED:
-        yield "the client was saturated: the figures are in part its own"
+        yield "the client, this load tester, was saturated: the figures are in part its own"
     if summary["interrupted"]:
         yield "the run was interrupted"
     yield from summary["lost"]
@@ -93,7 +93,7 @@ def _reservations(summary: Summary) -> Iterator[str]:
     if failed:
         yield f"{failed:,} of {summary['verdicts']['n']:,} requests were not complete"
     if summary["client"]["verdict"] == SUSPECT:
-        yield "the client is suspect"
+        yield "the client, this load tester, is suspect: what it may have added is said below"
     for what, said in (("stream was buffered", _buffered), ("requests were off plan", _off_plan)):
         if labels := [entry["label"] for entry in summary["cells"] if said(entry)]:
             yield f"the {what} ({_few(labels)})"
@@ -126,10 +126,6 @@ def _limits(entry: Entry, summary: Summary, run: Mapping[str, Any]) -> Iterator[
             f"the endpoint could not keep up with {loop['rate_per_s']:g} requests/s: {loop['late']:,} of "
             f"{loop['taken']:,} found all {loop['users']:,} users busy"
         )
-    split = entry.get("split")
-    if split and split["of"] == "ttft_s" and split["parts"].get("queue_s", 0.0) > QUEUED * split["mean_s"] > 0:
-        share = 100 * split["parts"]["queue_s"] / split["mean_s"]
-        yield f"a slot: {share:.0f} % of the time to first token was spent in the server's queue"
     ttft, latency = (entry["metrics"].get(name, {}).get("mean") for name in ("ttft_s", "latency_s"))
     if ttft is not None and latency and entry["itl"]["gaps"]:
         gap = entry["metrics"].get("itl_s", {}).get("mean")
@@ -137,6 +133,10 @@ def _limits(entry: Entry, summary: Summary, run: Mapping[str, Any]) -> Iterator[
             f"of a request's {quantity(latency, 's', 3)}, {100 * ttft / latency:.0f} % passed before its first token "
             f"and {100 * (1 - ttft / latency):.0f} % between tokens ({quantity(gap, 's', 3)} each, on average)"
         )
+    split = entry.get("split")
+    if split and split["of"] == "ttft_s" and split["parts"].get("queue_s", 0.0) > QUEUED * split["mean_s"] > 0:
+        share = 100 * split["parts"]["queue_s"] / split["mean_s"]
+        yield f"of the time to first token, {share:.0f} % in the server's queue: for a slot, or behind other prompts"
 
 
 def sentences(found: Headline | None) -> Iterator[str]:
