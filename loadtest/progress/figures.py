@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from loadtest.live.health import verdict
 from loadtest.live.histogram import Histogram
 from loadtest.live.state import State, total
 from loadtest.report.numbers import quantity
 from loadtest.stats import printable
-from loadtest.trust import OK, RANK
+from loadtest.trust import worst_of
 from loadtest.verdict import Verdict
 
 
@@ -39,9 +40,8 @@ class Figures:
 def figures(states: Sequence[State]) -> Figures:
     """states: one of each process, from the same begin on."""
     whole = total(states)
-    judged = [(state.process, *verdict(state)) for state in states]
-    client = max((each for _, each, _ in judged), key=RANK, default=OK)
-    why = [(process, reason) for process, each, reasons in judged if each == client for reason in reasons]
+    clients = [(f"process {state.process}", _judged(state)) for state in states]
+    client = clients[0][1] if len(clients) == 1 else worst_of(clients)
     others = {each: count for each, count in whole.requests.items() if count and each != Verdict.COMPLETE}
     return Figures(
         whole.timed["ttft"],
@@ -50,9 +50,14 @@ def figures(states: Sequence[State]) -> Figures:
         whole.busy_s,
         whole.requests[Verdict.COMPLETE],
         dict(sorted(others.items(), key=lambda each: -each[1])),
-        client,
-        [reason if len(states) == 1 else f"process {process}: {reason}" for process, reason in why],
+        client["verdict"],
+        client["reasons"],
     )
+
+
+def _judged(state: State) -> dict[str, Any]:
+    client, reasons = verdict(state)
+    return {"verdict": client, "reasons": reasons}
 
 
 def speed(seen: Figures) -> list[str]:
