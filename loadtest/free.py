@@ -87,6 +87,7 @@ def measure_open(options: Options, arrivals: Arrivals, recorder: Recorder) -> No
         load = load_of(found, dispatch, options, recorder)
         monitor = Monitor(options.live.loop_lags_s)
         found.metrics.before()
+        recorder.open_loop(arrivals, options.run_time_s, options.users)
         try:
             with progress_of(options, cell) as progress, spawned(load, options.users, drain_s=options.timeouts.total_s):
                 dispatch.begin()

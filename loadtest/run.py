@@ -84,7 +84,7 @@ def begun(options: Options, echo: dict[str, Any]) -> Recorder:
     """A new folder. Raises: Usage where there can be none."""
     plan = options.plan
     try:
-        recorder = Recorder(
+        return Recorder(
             options.results,
             name_of(options),
             plan=plan.name if plan else None,
@@ -93,11 +93,8 @@ def begun(options: Options, echo: dict[str, Any]) -> Recorder:
             seed=options.seed,
             options=echo,
         )
-        if options.arrivals:
-            recorder.open_loop(options.arrivals, options.run_time_s, options.users)
     except OSError as error:
         raise Usage(f"{options.results} can't hold results: {error.strerror}; choose another --results") from error
-    return recorder
 
 
 def lacks_waves(options: Options, plan: Plan, kept: Kept) -> bool:

@@ -68,7 +68,6 @@ def _replayed(shape: Shape, first_s: float, seconds: float, cells: Sequence[Cell
             if options.plan is not None:
                 measure_plan(options, options.plan, recorder)
             elif options.arrivals is not None:
-                recorder.open_loop(options.arrivals, options.run_time_s, options.users)
                 measure_open(options, options.arrivals, recorder)
             else:
                 measure_free(options, recorder)

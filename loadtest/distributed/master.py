@@ -143,6 +143,8 @@ def _check(crew: Crew, silent: list[Member]) -> None:
 def _measure(crew: Crew, runner: Any, options: Options, recorder: Recorder, cell: Cell, seen: Workers) -> None:
     first = list(crew.members.values())[:1]  # one is enough to read what the server says of itself
     crew.ask("before", lambda _: {}, METRICS_S, first)
+    if options.arrivals:
+        recorder.open_loop(options.arrivals, options.run_time_s, options.users)
     with progress_of(options, cell, seen) as progress:
         try:
             _send_home(runner, [uid for uid in runner.clients if uid not in crew.members])
