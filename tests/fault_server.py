@@ -22,6 +22,7 @@ import torch
 
 from server.app import create_app
 from server.backends.base import Backend, Sampling, Step
+from server.backends.passes import DecodePass, PromptPass
 from server.lifecycle import run
 from server.loading import load
 from server.logs import configure
@@ -67,17 +68,19 @@ class Stumbling:
         def stop(*_: Any) -> None:
             raise RuntimeError("the device stumbled: within")
 
-        hook = self._backend._model.model.layers[1].register_forward_pre_hook(stop)
-        recorded, self._backend._step = self._backend._step, self._backend._eager  # a recording has no hooks
+        backend = self._backend
+        hook = backend._model.model.layers[1].register_forward_pre_hook(stop)
+        recorded = backend._prompt, backend._step
+        backend._prompt, backend._step = PromptPass(backend._model), DecodePass(backend._model)  # recordings: no hooks
         try:
             call()
         finally:
             hook.remove()
-            self._backend._step = recorded
+            backend._prompt, backend._step = recorded
             with torch.inference_mode():  # as the backend's own writes
-                for rows in (*self._backend._rows.keys, *self._backend._rows.values):
+                for rows in (*backend._rows.keys, *backend._rows.values):
                     for slot in slots:
-                        rows[slot] = float("nan")
+                        rows[slot, :, : max(backend._rows.used[slot], backend._lengths[slot])] = float("nan")
 
 
 async def held() -> dict[str, Any]:

@@ -104,7 +104,10 @@ PURE_WITH = {"loadtest/compare/intervals.py": {"scipy"}}
 IMPURE = {"time", "datetime", "socket", "threading", "asyncio", "subprocess", "os", "secrets"}
 #: Heavy or optional: never imported by `import server.app` or `import loadtest.measure`.
 HEAVY = {"torch", "transformers", "optimum", "botocore", "boto3", "matplotlib", "scipy"}
-MAY_IMPORT_HEAVY = {f"server/backends/{name}.py" for name in ("transformers_cpu", "decode_step", "neuron", "sampling")}
+MAY_IMPORT_HEAVY = {
+    f"server/backends/{name}.py"
+    for name in ("transformers_cpu", "kv_rows", "passes", "recording", "neuron", "sampling")
+}
 LOCUST = {"loadtest/runner.py", "loadtest/locustfile.py"}
 
 

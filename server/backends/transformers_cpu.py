@@ -1,9 +1,9 @@
 """Any Hugging Face causal LM on the CPU, with one KV row per slot and one forward pass per decode step.
 
-KV rows are float[slots, kv_heads, max_total_tokens, head_dim] per layer. A prefill runs alone (batch 1) and its keys
-and values are copied into the slot's row. A decode step runs the rows from the first live one to the last, and what
-lies between; row i writes its key at its own position and sees positions 0..position of its own row. Only the occupied
-part of the rows, rounded up to `WINDOW`, takes part in attention.
+KV rows are float[slots, kv_heads, max_total_tokens, head_dim] per layer. A prefill runs alone (batch 1) and writes its
+keys and values into the slot's row. A decode step runs the rows from the first live one to the last, and what lies
+between; row i writes its key at its own position and sees positions 0..position of its own row. Only the occupied part
+of the rows, rounded up to `WINDOW`, takes part in attention.
 
 Numerics: a row's result doesn't depend on its neighbours' content; on their number and its place it may, in the last
 bits: other kernels multiply other shapes. It is computed in fp32 whatever the checkpoint's type.
@@ -11,7 +11,6 @@ bits: other kernels multiply other shapes. It is computed in fp32 whatever the c
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -19,10 +18,11 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
-from transformers.cache_utils import Cache, DynamicCache
 
 from server.backends.base import Limits, Sampling, Score, Step
-from server.backends.decode_step import TOLERANCE, DecodeStep, Graph, recorded
+from server.backends.kv_rows import KVRows
+from server.backends.passes import DecodePass, PromptPass
+from server.backends.recording import FEW, TOLERANCE, ByRows, Pass, recorded
 from server.backends.sampling import HONOURED, Sampler, likeliest, score
 from server.errors import ModelError
 from server.tokenizer import first_line
@@ -31,30 +31,6 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 128  # positions; attention over the rows is cut to a multiple of this
 UNSEEN = torch.finfo(torch.float32).min
-
-
-class KVRows:
-    """Keys and values of every slot."""
-
-    def __init__(self, slots: int, length: int) -> None:
-        self.slots, self.length = slots, length
-        self.keys: list[torch.Tensor] = []  # per layer float[slots, kv_heads, length, head_dim]
-        self.values: list[torch.Tensor] = []
-
-    def store(self, slot: int, prompt: Cache) -> None:
-        """Copy a batch-1 cache into the row of a slot."""
-        for layer, source in enumerate(prompt.layers):
-            if layer == len(self.keys):
-                for rows, part in ((self.keys, source.keys), (self.values, source.values)):
-                    rows.append(part.new_zeros((self.slots, part.shape[1], self.length, part.shape[3])))
-            used = source.keys.shape[2]
-            for rows, part in ((self.keys, source.keys), (self.values, source.values)):
-                rows[layer][slot, :, :used] = part[0]
-                rows[layer][slot, :, used:] = 0  # masked or not, a NaN left by a predecessor would spread: 0 x NaN
-
-    def part(self, slots: slice, window: int) -> list[torch.Tensor]:
-        """Views of the first positions of some rows: the keys of all layers, then the values."""
-        return [rows[slots, :, :window] for rows in (*self.keys, *self.values)]
 
 
 class TransformersBackend:
@@ -67,12 +43,10 @@ class TransformersBackend:
         self._limits = Limits(slots, max_total_tokens - 1, max_total_tokens, vocabulary, HONOURED)
         self._eos = sorted(eos)
         self._suppressed = tuple(model.generation_config.suppress_tokens or ())
-        takes = inspect.signature(model.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        # 4.x wants the position in the cache beside the position in the text; later versions dropped it.
-        self._eager = DecodeStep(model, takes_cache_position="cache_position" in takes)
-        self._step: Graph = self._eager
-        self._rows = KVRows(slots, max_total_tokens)
+        self._prompt: Pass = PromptPass(model)  # recorded by `check`
+        self._step: Pass = DecodePass(model)  # recorded by `check`
+        self._scored_prompt = PromptPass(model, all_logits=True)
+        self._rows = KVRows(model, slots, max_total_tokens)
         self._token_ids = torch.zeros((slots, max_total_tokens), dtype=torch.int64)  # prompt and generated
         self._lengths = [0] * slots
         self._samplers: dict[int, Sampler] = {}  # of live slots
@@ -101,8 +75,8 @@ class TransformersBackend:
                 f"{model} attends over at most {longest} positions; --max-total-tokens {max_total_tokens} passes them: "
                 f"ask for at most {longest}"
             )
-        backend = cls(loaded, slots, max_total_tokens, eos)
         try:
+            backend = cls(loaded, slots, max_total_tokens, eos)
             backend.check()
         except (TypeError, AttributeError, IndexError, RuntimeError) as error:
             raise ModelError(
@@ -130,23 +104,21 @@ class TransformersBackend:
     @torch.inference_mode()
     def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step:
         used = len(token_ids)
-        ids = torch.tensor([token_ids], dtype=torch.int64)
-        cache = DynamicCache()
-        last_only = {} if sampling.prompt_logprobs else self._last_only
-        output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **last_only)
-        self._rows.store(slot, cache)
-        self._token_ids[slot, :used] = ids[0]
+        inputs = self._prompt_inputs(slot, token_ids)
+        ids = inputs[0]
+        logits = (self._scored_prompt if sampling.prompt_logprobs else self._prompt)(*inputs)
+        self._token_ids[slot, :used] = ids
         self._lengths[slot] = used
         self._samplers[slot] = Sampler(sampling, used, self._suppressed, self._eos)
-        logits = output.logits[:, -1]
-        prompt = prompt_scores(ids[0], output.logits[0], sampling) if sampling.prompt_logprobs else ()
-        step = self._choose(slot, logits, logits.log_softmax(-1))
+        prompt = prompt_scores(ids, logits, sampling) if sampling.prompt_logprobs else ()
+        last = logits[-1:]
+        step = self._choose(slot, last, last.log_softmax(-1))
         return Step(step.token_id, step.score, prompt)
 
     @torch.inference_mode()
     def decode(self) -> Mapping[int, Step]:
         first = min(self._samplers)
-        logits = self._step(*self._inputs(slice(first, max(self._samplers) + 1), max(self._lengths)))
+        logits = self._step(*self._step_inputs(slice(first, max(self._samplers) + 1), max(self._lengths)))
         logprobs = logits.log_softmax(-1)
         steps = self._likeliest(first, logits, logprobs)
         for slot in self._samplers.keys() - steps:
@@ -156,9 +128,15 @@ class TransformersBackend:
 
     def release(self, slot: int) -> None:
         self._samplers.pop(slot, None)
+        self._rows.left(slot, self._lengths[slot])
         self._lengths[slot] = 0
 
-    def _inputs(self, slots: slice, length: int) -> list[torch.Tensor]:
+    def _prompt_inputs(self, slot: int, token_ids: Sequence[int]) -> list[torch.Tensor]:
+        """What the pass of a prompt takes; the slot's row is then the prompt's."""
+        used = len(token_ids)
+        return [torch.tensor(token_ids, dtype=torch.int64), self._places[:used], *self._rows.renewed(slot, used)]
+
+    def _step_inputs(self, slots: slice, length: int) -> list[torch.Tensor]:
         """What a step of some rows takes: each live row's newest token, over a window that holds `length` positions."""
         # The newest token of a live row has no key yet: it goes to position length - 1. Dead rows write position 0, and
         # see it: a row that sees nothing at all would be NaN.
@@ -196,7 +174,7 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def check(self) -> None:
-        """Record the step. Two texts of different length through the slots give the logits of the plain model; this
+        """Record both passes. Two texts of different length through the slots give the logits of the plain model; this
         warms up, too.
 
         Raises: RuntimeError where they do not: the model places positions or masks in a way KV rows cannot follow.
@@ -205,12 +183,17 @@ class TransformersBackend:
         vocabulary = self._model.config.get_text_config().vocab_size
         texts = [[(7 * i + 11 * slot) % vocabulary for i in range(max(1, longest - 7 * slot))] for slot in (0, 1)]
         texts = texts[: self._limits.slots]
+        prompt = self._prompt_inputs(0, texts[0])
+        other = self._prompt_inputs(len(texts) - 1, texts[-1][: longest // 2 + 1])
+        self._prompt = recorded(PromptPass(self._model), prompt, other)
         for slot, text in enumerate(texts):
             texts[slot] = [*text, self.prefill(slot, text, Sampling()).token_id]
         both = slice(0, len(texts))
-        other = self._inputs(slice(0, 1), WINDOW + 1)
-        self._step = recorded(self._eager, self._model, self._inputs(both, 1), other)
-        through_slots = self._step(*self._inputs(both, 1))
+        steps = self._step_inputs(both, 1), self._step_inputs(slice(0, 1), WINDOW + 1)
+        self._step = recorded(DecodePass(self._model), *steps, few_rows=True)
+        if self._limits.slots > FEW:
+            self._step = ByRows(self._step, recorded(DecodePass(self._model), *steps))
+        through_slots = self._step(*self._step_inputs(both, 1))
         for slot, text in enumerate(texts):
             plain = self._model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1]
             difference = float((through_slots[slot] - plain).abs().max() / plain.std().clamp_min(1e-6))
