@@ -2,7 +2,7 @@
 
     python3.11 -m venv peer && peer/bin/pip install 'torch==2.13.0' 'transformers[serving]>=5'
     python benchmarks/cpu_backend.py --peer peer              # both models, 10 rounds of each; about 6 minutes
-    python benchmarks/cpu_backend.py --peer peer --model demo
+    python benchmarks/cpu_backend.py --peer peer --model demo --rounds 40     # as many as a noisy machine needs
 
 Two Llamas of random weights, made here: the demonstration model's shape and one 16 times as large, both with its
 tokenizer, and with the ids that it mustn't emit out of reach, `</s>` among them, so that every text has its full length
