@@ -150,7 +150,7 @@ def end_tokens(generation_config: Any, fallback: int | None = None) -> tuple[int
     return (eos,) if isinstance(eos, int) else tuple(eos)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """A library's error in one line; some list every model they know."""
     line = (str(error).splitlines() or [""])[0] or type(error).__name__
     return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + "…"

@@ -46,25 +46,28 @@ class Stumbling:
         self.limits, self.about = backend.limits, backend.about
 
     def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step | None:
-        return self._perhaps([slot], lambda: self._backend.prefill(slot, token_ids, sampling))  # type: ignore[no-any-return]
+        return self._perhaps({slot: len(token_ids)}, lambda: self._backend.prefill(slot, token_ids, sampling))  # type: ignore[no-any-return]
 
     def decode(self) -> Mapping[int, Step]:
-        return self._perhaps(list(self._backend._samplers), self._backend.decode)  # type: ignore[no-any-return]
+        lengths = {slot: self._backend._lengths[slot] for slot in self._backend._samplers}
+        return self._perhaps(lengths, self._backend.decode)  # type: ignore[no-any-return]
 
     def release(self, slot: int) -> None:
         self._backend.release(slot)
 
-    def _perhaps(self, slots: Sequence[int], call: Callable[[], T]) -> T:
+    def _perhaps(self, lengths: Mapping[int, int], call: Callable[[], T]) -> T:
         if self._random.randrange(self._every):
             return call()
         when = self._random.choice(["before", "within", "after"])
         if when == "within":
-            self._spoil(slots, call)
+            self._spoil(lengths, call)
         elif when == "after":
             call()
         raise RuntimeError(f"the device stumbled: {when}")
 
-    def _spoil(self, slots: Sequence[int], call: Callable[[], Any]) -> None:
+    def _spoil(self, lengths: Mapping[int, int], call: Callable[[], Any]) -> None:
+        """`lengths`: the positions that the call writes to at most, by slot."""
+
         def stop(*_: Any) -> None:
             raise RuntimeError("the device stumbled: within")
 
@@ -79,8 +82,8 @@ class Stumbling:
             backend._prompt, backend._step = recorded
             with torch.inference_mode():  # as the backend's own writes
                 for rows in (*backend._rows.keys, *backend._rows.values):
-                    for slot in slots:
-                        rows[slot, :, : max(backend._rows.used[slot], backend._lengths[slot])] = float("nan")
+                    for slot, length in lengths.items():
+                        rows[slot, :, :length] = float("nan")
 
 
 async def held() -> dict[str, Any]:

@@ -21,22 +21,22 @@ class KVRows:
             [part.new_zeros((slots, part.shape[1], length, part.shape[3])) for part in parts]
             for parts in ([layer.keys for layer in first.layers], [layer.values for layer in first.layers])
         )
-        self.used = [0] * slots  # positions of each row that may hold something
+        self.used = [0] * slots  # positions of each row that may hold something; behind them it is zero
 
     def part(self, slots: slice, window: int) -> list[torch.Tensor]:
         """Views of the first positions of some rows: the keys of all layers, then the values."""
         return [rows[slots, :, :window] for rows in (*self.keys, *self.values)]
 
-    def renewed(self, slot: int, prompt: int) -> list[torch.Tensor]:
-        """The same of one row, for a prompt of so many tokens, with nothing behind it."""
+    def take(self, slot: int, prompt_tokens: int) -> list[torch.Tensor]:
+        """Views of the positions of a prompt in one row, in `part`'s order, with nothing left behind them."""
         for rows in (*self.keys, *self.values):
             # Masked or not, a NaN left by a predecessor would spread: 0 x NaN
-            rows[slot, :, prompt : self.used[slot]] = 0
-        self.used[slot] = prompt
-        return self.part(slice(slot, slot + 1), prompt)
+            rows[slot, :, prompt_tokens : self.used[slot]] = 0
+        self.used[slot] = prompt_tokens
+        return self.part(slice(slot, slot + 1), prompt_tokens)
 
-    def left(self, slot: int, length: int) -> None:
-        """A text has used so many positions of its row and has gone."""
+    def leave(self, slot: int, length: int) -> None:
+        """A text that has used so many positions of a row is over."""
         self.used[slot] = max(self.used[slot], length)
 
 

@@ -13,42 +13,40 @@ import torch
 from server.backends.kv_rows import PromptCache, StepCache
 
 
-class PromptPass(torch.nn.Module):  # type: ignore[misc]  # torch is Any to mypy
-    """One prompt, whole."""
-
-    def __init__(self, model: Any, all_logits: bool = False) -> None:
+class Pass(torch.nn.Module):  # type: ignore[misc]  # torch is Any to mypy
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        takes = inspect.signature(model.forward).parameters
-        self._all_logits = all_logits
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes and not all_logits else {}
-        self._takes_cache_position = "cache_position" in takes
+        self._takes = inspect.signature(model.forward).parameters
+
+    def _known(self, **keywords: Any) -> dict[str, Any]:
+        """Those that the model's forward takes: they come and go with transformers' versions, and with models."""
+        return {name: value for name, value in keywords.items() if name in self._takes}
+
+
+class PromptPass(Pass):
+    """One prompt, whole."""
+
+    def __init__(self, model: Any, logits_to_keep: int = 1) -> None:
+        """The logits of so many last tokens are kept; 0: of all. As transformers has it."""
+        super().__init__(model)
+        self._logits_to_keep = logits_to_keep
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, *rows: torch.Tensor) -> torch.Tensor:
-        """int64[n], int64[n] (0 to n - 1), float[1, kv_heads, n, head_dim] each -> float[1, V]: the last token's
-        logits. With `all_logits` float[n, V].
-        """
+        """int64[n], int64[n] (0 to n - 1), float[1, kv_heads, n, head_dim] each -> float[kept, V]"""
         layers = len(rows) // 2
-        # 4.x wants the position in the cache beside the position in the text; later versions dropped it.
-        more = {"cache_position": positions} if self._takes_cache_position else {}
         output = self.model(
             input_ids=token_ids.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
             past_key_values=PromptCache(rows[:layers], rows[layers:]),
             use_cache=True,
-            **self._last_only,
-            **more,
+            **self._known(cache_position=positions, logits_to_keep=self._logits_to_keep),
         )
-        return output.logits[0] if self._all_logits else output.logits[:, -1]
+        return output.logits[0, -self._logits_to_keep :]
 
 
-class DecodePass(torch.nn.Module):  # type: ignore[misc]  # torch is Any to mypy
+class DecodePass(Pass):
     """A step of several texts, each of which appends one token."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self._takes_cache_position = "cache_position" in inspect.signature(model.forward).parameters
 
     def forward(
         self,
@@ -64,13 +62,12 @@ class DecodePass(torch.nn.Module):  # type: ignore[misc]  # torch is Any to mypy
         float[n, kv_heads, window, head_dim] each.
         """
         layers = len(rows) // 2
-        more = {"cache_position": last} if self._takes_cache_position else {}
         output = self.model(
             input_ids=token_ids,
             position_ids=positions.unsqueeze(1),
             attention_mask=mask,
             past_key_values=StepCache(positions, rows[:layers], rows[layers:]),
             use_cache=True,
-            **more,
+            **self._known(cache_position=last),
         )
         return output.logits[:, -1]

@@ -17,7 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 
-from server.backends.passes import DecodePass, PromptPass
+from server.backends.passes import DecodePass, Pass, PromptPass
 from server.tokenizer import first_line
 
 logger = logging.getLogger(__name__)
@@ -25,36 +25,48 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 1e-2  # of logits, relative to their spread
 FEW = 4  # rows, up to which `product_of_few` is the faster; docs/cpu-speed.md
 
-Pass = Callable[..., torch.Tensor]  # of `PromptPass.forward`'s or `DecodePass.forward`'s arguments and result
+Forward = Callable[..., torch.Tensor]  # of `PromptPass.forward`'s or `DecodePass.forward`'s arguments and result
 
 
 def recorded(
-    by_model: PromptPass | DecodePass,
+    by_model: Pass,
+    name: str,
     inputs: Sequence[torch.Tensor],
     others: Sequence[torch.Tensor],
-    few_rows: bool = False,
-) -> Pass:
+    multiplying: FewRows | None = None,
+) -> Forward:
     """A pass without the interpreter, recorded with `inputs`; `by_model` itself where it can't be recorded, or where
-    the recording goes wrong on `others`, which differ from `inputs` in everything that may differ.
+    the recording goes wrong on `others`, which differ from `inputs` in what may differ. The log calls it `name`.
     """
-    name = type(by_model).__name__
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch.export's graphs run in the interpreter again
             warnings.simplefilter("error", torch.jit.TracerWarning)
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="torch.")  # at weights' shapes
             attending = attending_by_hand(by_model.model, ATTENTION[type(by_model)])
-            with attending, FewRows() if few_rows else nullcontext():
-                recording: Pass = torch.jit.trace(by_model, tuple(inputs), check_trace=False)
+            with attending, multiplying or nullcontext():
+                recording: Forward = torch.jit.trace(by_model, tuple(inputs), check_trace=False)
         wanted, got = by_model(*others), recording(*others)
         difference = float((got - wanted).abs().max() / wanted.std().clamp_min(1e-6))
         if not difference <= TOLERANCE:
             raise RuntimeError(f"the recording is off by {difference:.3g} standard deviations (limit {TOLERANCE:g})")
     except Exception as error:  # whatever a stranger's model does while it is recorded
-        logger.info("%s runs through the interpreter: %s", name, first_line(error))
+        why = error.__cause__ or error  # a warning that C code has met is only the cause of what it raises
+        logger.info("%s run through the interpreter: %s", name, first_line(why))
         return by_model
-    logger.info("%s is recorded", name)
+    logger.info("%s are recorded", name)
     return recording
+
+
+def recorded_by_rows(
+    by_model: DecodePass, slots: int, inputs: Sequence[torch.Tensor], others: Sequence[torch.Tensor]
+) -> Forward:
+    """A step of up to so many slots, multiplying as suits their number."""
+    few = recorded(by_model, f"decode steps of up to {FEW} rows", inputs, others, FewRows())
+    if few is not by_model and slots <= FEW:
+        return few
+    many = recorded(by_model, "decode steps of any number of rows", inputs, others)
+    return many if few is by_model else ByRows(few, many)
 
 
 @contextmanager
@@ -104,7 +116,7 @@ AttentionInterface.register(ATTENTION[DecodePass], one_query)
 class ByRows:
     """A step of one to `FEW` rows by one pass, of more by another."""
 
-    def __init__(self, few: Pass, many: Pass) -> None:
+    def __init__(self, few: Forward, many: Forward) -> None:
         self._few, self._many = few, many
 
     def __call__(self, token_ids: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:

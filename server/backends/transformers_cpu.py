@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from server.backends.base import Limits, Sampling, Score, Step
 from server.backends.kv_rows import KVRows
 from server.backends.passes import DecodePass, PromptPass
-from server.backends.recording import FEW, TOLERANCE, ByRows, Pass, recorded
+from server.backends.recording import FEW, TOLERANCE, Forward, recorded, recorded_by_rows
 from server.backends.sampling import HONOURED, Sampler, likeliest, score
 from server.errors import ModelError
 from server.tokenizer import first_line
@@ -43,9 +43,9 @@ class TransformersBackend:
         self._limits = Limits(slots, max_total_tokens - 1, max_total_tokens, vocabulary, HONOURED)
         self._eos = sorted(eos)
         self._suppressed = tuple(model.generation_config.suppress_tokens or ())
-        self._prompt: Pass = PromptPass(model)  # recorded by `check`
-        self._step: Pass = DecodePass(model)  # recorded by `check`
-        self._scored_prompt = PromptPass(model, all_logits=True)
+        self._prompt: Forward = PromptPass(model)  # recorded by `check`
+        self._step: Forward = DecodePass(model)  # recorded by `check`
+        self._scored_prompt = PromptPass(model, logits_to_keep=0)
         self._rows = KVRows(model, slots, max_total_tokens)
         self._token_ids = torch.zeros((slots, max_total_tokens), dtype=torch.int64)  # prompt and generated
         self._lengths = [0] * slots
@@ -104,7 +104,7 @@ class TransformersBackend:
     @torch.inference_mode()
     def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step:
         used = len(token_ids)
-        inputs = self._prompt_inputs(slot, token_ids)
+        inputs = self._take(slot, token_ids)
         ids = inputs[0]
         logits = (self._scored_prompt if sampling.prompt_logprobs else self._prompt)(*inputs)
         self._token_ids[slot, :used] = ids
@@ -128,13 +128,13 @@ class TransformersBackend:
 
     def release(self, slot: int) -> None:
         self._samplers.pop(slot, None)
-        self._rows.left(slot, self._lengths[slot])
+        self._rows.leave(slot, self._lengths[slot])
         self._lengths[slot] = 0
 
-    def _prompt_inputs(self, slot: int, token_ids: Sequence[int]) -> list[torch.Tensor]:
-        """What the pass of a prompt takes; the slot's row is then the prompt's."""
+    def _take(self, slot: int, token_ids: Sequence[int]) -> list[torch.Tensor]:
+        """Give a slot's row to a prompt. Returns what its pass takes."""
         used = len(token_ids)
-        return [torch.tensor(token_ids, dtype=torch.int64), self._places[:used], *self._rows.renewed(slot, used)]
+        return [torch.tensor(token_ids, dtype=torch.int64), self._places[:used], *self._rows.take(slot, used)]
 
     def _step_inputs(self, slots: slice, length: int) -> list[torch.Tensor]:
         """What a step of some rows takes: each live row's newest token, over a window that holds `length` positions."""
@@ -183,25 +183,25 @@ class TransformersBackend:
         vocabulary = self._model.config.get_text_config().vocab_size
         texts = [[(7 * i + 11 * slot) % vocabulary for i in range(max(1, longest - 7 * slot))] for slot in (0, 1)]
         texts = texts[: self._limits.slots]
-        prompt = self._prompt_inputs(0, texts[0])
-        other = self._prompt_inputs(len(texts) - 1, texts[-1][: longest // 2 + 1])
-        self._prompt = recorded(PromptPass(self._model), prompt, other)
+        other = [(5 * i + 3) % vocabulary for i in range(longest // 2 + 1)]
+        prompts = self._take(0, texts[0]), self._take(len(texts) - 1, other)
+        self._prompt = recorded(PromptPass(self._model), "prompts", *prompts)
         for slot, text in enumerate(texts):
             texts[slot] = [*text, self.prefill(slot, text, Sampling()).token_id]
-        both = slice(0, len(texts))
+        slots, both = self._limits.slots, slice(0, len(texts))
         steps = self._step_inputs(both, 1), self._step_inputs(slice(0, 1), WINDOW + 1)
-        self._step = recorded(DecodePass(self._model), *steps, few_rows=True)
-        if self._limits.slots > FEW:
-            self._step = ByRows(self._step, recorded(DecodePass(self._model), *steps))
-        through_slots = self._step(*self._step_inputs(both, 1))
-        for slot, text in enumerate(texts):
-            plain = self._model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1]
-            difference = float((through_slots[slot] - plain).abs().max() / plain.std().clamp_min(1e-6))
-            if not difference <= TOLERANCE:
-                raise RuntimeError(
-                    f"its logits there differ from those of its plain forward pass by {difference:.3g} standard "
-                    f"deviations (limit {TOLERANCE:g})"
-                )
+        self._step = recorded_by_rows(DecodePass(self._model), slots, *steps)
+        plain = [self._model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1] for text in texts]
+        for rows in (len(texts), min(slots, FEW + 1)):
+            through_slots = self._step(*self._step_inputs(slice(0, rows), 1))
+            for found, wanted in zip(through_slots, plain, strict=False):
+                difference = float((found - wanted).abs().max() / wanted.std().clamp_min(1e-6))
+                if not difference <= TOLERANCE:
+                    raise RuntimeError(
+                        f"its logits there differ from those of its plain forward pass by {difference:.3g} standard "
+                        f"deviations (limit {TOLERANCE:g})"
+                    )
+        for slot in range(len(texts)):
             self.release(slot)
         logger.info("self-check passed: slots and plain forward agree")
 

@@ -14,7 +14,7 @@ import torch
 
 from server.backends.base import Sampling
 from server.backends.passes import DecodePass, PromptPass
-from server.backends.recording import FEW, causal, one_query, product_of_few, recorded
+from server.backends.recording import FEW, FewRows, causal, one_query, product_of_few, recorded, recorded_by_rows
 from server.backends.transformers_cpu import WINDOW, TransformersBackend
 
 SLOTS = FEW + 2  # few rows, and more
@@ -71,9 +71,11 @@ class ByHistory:
 def test_only_a_pass_that_can_be_replayed_is_recorded(rule: Any, is_recorded: bool):
     of = Stranger(rule() if isinstance(rule, type) else rule)
     step = DecodePass(of)
-    assert (recorded(step, inputs(2, 16, 1), inputs(1, 32, 2)) is not step) == is_recorded
+    for multiplying in (None, FewRows()):
+        found = recorded(step, "steps", inputs(2, 16, 1), inputs(1, 32, 2), multiplying)
+        assert (found is not step) == is_recorded
     whole = PromptPass(of)
-    assert (recorded(whole, prompt(7, 1), prompt(5, 2)) is not whole) == is_recorded
+    assert (recorded(whole, "prompts", prompt(7, 1), prompt(5, 2)) is not whole) == is_recorded
 
 
 @pytest.mark.parametrize("length", [3, WINDOW - 1, WINDOW + 2])
@@ -95,7 +97,46 @@ def test_both_passes_of_the_demonstration_model_are_recorded(demo_folder: Path, 
     caplog.set_level("INFO")
     TransformersBackend.load(str(demo_folder), SLOTS, WINDOW, 1, [])
     said = [record.getMessage() for record in caplog.records if "recorded" in record.getMessage()]
-    assert said == ["PromptPass is recorded", "DecodePass is recorded", "DecodePass is recorded"]
+    of_steps = [f"decode steps of {rows} rows are recorded" for rows in (f"up to {FEW}", "any number of")]
+    assert said == ["prompts are recorded", *of_steps]
+
+
+def test_the_log_says_what_kept_a_model_from_being_recorded(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    recorded(DecodePass(Stranger(by_value)), "steps", inputs(2, 16, 1), inputs(1, 32, 2))
+    assert "steps run through the interpreter: Converting a tensor to a Python boolean" in caplog.text
+
+
+@pytest.mark.parametrize("slots", [1, FEW, FEW + 1])
+def test_the_weights_are_multiplied_by_few_rows_and_many_rows_by_the_weights(demo_folder: Path, slots: int):
+    backend = TransformersBackend.load(str(demo_folder), slots, WINDOW, 1, [])
+    with torch.inference_mode():
+        for rows in range(1, slots + 1):
+            given = backend._step_inputs(slice(0, rows), 1)
+            with torch.profiler.profile() as profile:
+                backend._step(*given)
+            linear = sum(each.count for each in profile.key_averages() if each.key == "aten::linear")
+            assert bool(linear) == (rows > FEW)
+
+
+class Odd(Stranger):
+    """Its linear layer's input has a shape that `product_of_few` doesn't know."""
+
+    def __init__(self) -> None:
+        super().__init__(plain)
+        self.weight = torch.eye(8)
+
+    def forward(self, input_ids: torch.Tensor, past_key_values: Any, **more: Any) -> Any:
+        logits = super().forward(input_ids, past_key_values, **more).logits
+        return SimpleNamespace(logits=torch.nn.functional.linear(logits[:, :, None], self.weight)[:, :, 0])
+
+
+@pytest.mark.parametrize("slots", [2, FEW + 1])
+def test_a_step_that_few_rows_can_not_be_recorded_for_is_recorded_without(slots: int):
+    by_model = DecodePass(Odd())
+    found = recorded_by_rows(by_model, slots, inputs(2, 16, 1), inputs(1, 32, 2))
+    assert found is not by_model
+    torch.testing.assert_close(found(*inputs(2, 32, 3)), by_model(*inputs(2, 32, 3)))
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 23, WINDOW, 2 * WINDOW - 1])
@@ -104,7 +145,7 @@ def test_the_recorded_prompt_gives_what_the_interpreter_gives_and_leaves_the_sam
 ):
     backend = TransformersBackend.load(str(demo_folder), 2, 2 * WINDOW, 1, [])
     with torch.inference_mode():
-        given = backend._prompt_inputs(1, [3 + 7 * i % 900 for i in range(length)])
+        given = backend._take(1, [3 + 7 * i % 900 for i in range(length)])
         found, left = backend._prompt(*given), [rows.clone() for rows in given[2:]]
         for rows in given[2:]:
             rows.zero_()
@@ -115,14 +156,27 @@ def test_the_recorded_prompt_gives_what_the_interpreter_gives_and_leaves_the_sam
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-4)
 
 
-def test_nothing_of_a_text_reaches_the_next_one_in_its_slot(demo_folder: Path):
+@pytest.mark.parametrize("fails", ["prompt", "step"])
+def test_nothing_of_a_text_reaches_the_next_one_in_its_slot(demo_folder: Path, fails: str):
     backend, fresh = (TransformersBackend.load(str(demo_folder), 1, 64, 1, []) for _ in range(2))
-    backend.prefill(0, list(range(5, 25)), Sampling())
-    backend.decode()
-    with torch.inference_mode():
-        for rows in (*backend._rows.keys, *backend._rows.values):
-            rows[0, :, : backend._lengths[0]] = float("nan")
+
+    def spoil(*given: torch.Tensor) -> torch.Tensor:
+        for rows in given[2 if fails == "prompt" else 4 :]:
+            rows[:, :, :25] = float("nan")  # what a prompt of 25 tokens, and a step after 24, may have written
+        raise RuntimeError("stumbled")
+
+    prompt_pass, step = backend._prompt, backend._step
+    if fails == "prompt":
+        backend._prompt = spoil
+        with pytest.raises(RuntimeError):
+            backend.prefill(0, list(range(5, 30)), Sampling())
+    else:
+        backend._step = spoil
+        backend.prefill(0, list(range(5, 29)), Sampling())
+        with pytest.raises(RuntimeError):
+            backend.decode()
     backend.release(0)
+    backend._prompt, backend._step = prompt_pass, step
     for each in (backend, fresh):
         each.prefill(0, [7, 8, 9], Sampling())
     for _ in range(WINDOW // 8):
