@@ -162,17 +162,17 @@ def test_nothing_of_a_text_reaches_the_next_one_in_its_slot(demo_folder: Path, f
 
     def spoil(*given: torch.Tensor) -> torch.Tensor:
         for rows in given[2 if fails == "prompt" else 4 :]:
-            rows[:, :, :25] = float("nan")  # what a prompt of 25 tokens, and a step after 24, may have written
+            rows[:, :, :41] = float("nan")  # what a prompt of 41 tokens, and a step after 40, may have written
         raise RuntimeError("stumbled")
 
     prompt_pass, step = backend._prompt, backend._step
     if fails == "prompt":
         backend._prompt = spoil
         with pytest.raises(RuntimeError):
-            backend.prefill(0, list(range(5, 30)), Sampling())
+            backend.prefill(0, list(range(5, 46)), Sampling())
     else:
         backend._step = spoil
-        backend.prefill(0, list(range(5, 29)), Sampling())
+        backend.prefill(0, list(range(5, 45)), Sampling())
         with pytest.raises(RuntimeError):
             backend.decode()
     backend.release(0)
