@@ -17,27 +17,21 @@ class KVRows:
         """As many layers and as wide as a first token's cache in `model`."""
         first = DynamicCache()
         model(input_ids=torch.zeros((1, 1), dtype=torch.int64), past_key_values=first, use_cache=True)
-        self.keys, self.values = (
-            [part.new_zeros((slots, part.shape[1], length, part.shape[3])) for part in parts]
-            for parts in ([layer.keys for layer in first.layers], [layer.values for layer in first.layers])
-        )
-        self.used = [0] * slots  # positions of each row that may hold something; behind them it is zero
+
+        def rows(part: torch.Tensor) -> torch.Tensor:
+            return part.new_zeros((slots, part.shape[1], length, part.shape[3]))
+
+        self.keys = [rows(layer.keys) for layer in first.layers]
+        self.values = [rows(layer.values) for layer in first.layers]
 
     def part(self, slots: slice, window: int) -> list[torch.Tensor]:
         """Views of the first positions of some rows: the keys of all layers, then the values."""
         return [rows[slots, :, :window] for rows in (*self.keys, *self.values)]
 
-    def take(self, slot: int, prompt_tokens: int) -> list[torch.Tensor]:
-        """Views of the positions of a prompt in one row, in `part`'s order, with nothing left behind them."""
-        for rows in (*self.keys, *self.values):
-            # Masked or not, a NaN left by a predecessor would spread: 0 x NaN
-            rows[slot, :, prompt_tokens : self.used[slot]] = 0
-        self.used[slot] = prompt_tokens
-        return self.part(slice(slot, slot + 1), prompt_tokens)
-
-    def leave(self, slot: int, length: int) -> None:
-        """A text that has used so many positions of a row is over."""
-        self.used[slot] = max(self.used[slot], length)
+    def clear(self, slot: int, length: int) -> None:
+        """A text of so many positions is over. Masked or not, a NaN that it left would spread: 0 x NaN."""
+        for rows in self.part(slice(slot, slot + 1), length):
+            rows.zero_()
 
 
 class PromptCache(Cache):  # type: ignore[misc]  # transformers is Any to mypy

@@ -46,10 +46,7 @@ def recorded(
             attending = attending_by_hand(by_model.model, ATTENTION[type(by_model)])
             with attending, multiplying or nullcontext():
                 recording: Forward = torch.jit.trace(by_model, tuple(inputs), check_trace=False)
-        wanted, got = by_model(*others), recording(*others)
-        difference = float((got - wanted).abs().max() / wanted.std().clamp_min(1e-6))
-        if not difference <= TOLERANCE:
-            raise RuntimeError(f"the recording is off by {difference:.3g} standard deviations (limit {TOLERANCE:g})")
+        must_agree(recording(*others), by_model(*others), "the recording is off")
     except Exception as error:  # whatever a stranger's model does while it is recorded
         why = error.__cause__ or error  # a warning that C code has met is only the cause of what it raises
         logger.info("%s run through the interpreter: %s", name, first_line(why))
@@ -67,6 +64,13 @@ def recorded_by_rows(
         return few
     many = recorded(by_model, "decode steps of any number of rows", inputs, others)
     return many if few is by_model else ByRows(few, many)
+
+
+def must_agree(found: torch.Tensor, wanted: torch.Tensor, otherwise: str) -> None:
+    """Of logits. Raises: RuntimeError where they don't, which begins with `otherwise`."""
+    difference = float((found - wanted).abs().max() / wanted.std().clamp_min(1e-6))
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"{otherwise} by {difference:.3g} standard deviations (limit {TOLERANCE:g})")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from server.backends.base import Limits, Sampling, Score, Step
 from server.backends.kv_rows import KVRows
 from server.backends.passes import DecodePass, PromptPass
-from server.backends.recording import FEW, TOLERANCE, Forward, recorded, recorded_by_rows
+from server.backends.recording import FEW, Forward, must_agree, recorded, recorded_by_rows
 from server.backends.sampling import HONOURED, Sampler, likeliest, score
 from server.errors import ModelError
 from server.tokenizer import first_line
@@ -103,12 +103,11 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def prefill(self, slot: int, token_ids: Sequence[int], sampling: Sampling) -> Step:
-        used = len(token_ids)
-        inputs = self._take(slot, token_ids)
+        used = self._lengths[slot] = len(token_ids)
+        inputs = self._prompt_inputs(slot, token_ids)
         ids = inputs[0]
         logits = (self._scored_prompt if sampling.prompt_logprobs else self._prompt)(*inputs)
         self._token_ids[slot, :used] = ids
-        self._lengths[slot] = used
         self._samplers[slot] = Sampler(sampling, used, self._suppressed, self._eos)
         prompt = prompt_scores(ids, logits, sampling) if sampling.prompt_logprobs else ()
         last = logits[-1:]
@@ -126,15 +125,16 @@ class TransformersBackend:
             steps[slot] = self._choose(slot, logits[row], logprobs[row])
         return {slot: steps[slot] for slot in self._samplers}
 
+    @torch.inference_mode()
     def release(self, slot: int) -> None:
         self._samplers.pop(slot, None)
-        self._rows.leave(slot, self._lengths[slot])
+        self._rows.clear(slot, self._lengths[slot])
         self._lengths[slot] = 0
 
-    def _take(self, slot: int, token_ids: Sequence[int]) -> list[torch.Tensor]:
-        """Give a slot's row to a prompt. Returns what its pass takes."""
-        used = len(token_ids)
-        return [torch.tensor(token_ids, dtype=torch.int64), self._places[:used], *self._rows.take(slot, used)]
+    def _prompt_inputs(self, slot: int, token_ids: Sequence[int]) -> list[torch.Tensor]:
+        """What the pass of a prompt takes."""
+        used, row = len(token_ids), slice(slot, slot + 1)
+        return [torch.tensor(token_ids, dtype=torch.int64), self._places[:used], *self._rows.part(row, used)]
 
     def _step_inputs(self, slots: slice, length: int) -> list[torch.Tensor]:
         """What a step of some rows takes: each live row's newest token, over a window that holds `length` positions."""
@@ -184,7 +184,7 @@ class TransformersBackend:
         texts = [[(7 * i + 11 * slot) % vocabulary for i in range(max(1, longest - 7 * slot))] for slot in (0, 1)]
         texts = texts[: self._limits.slots]
         other = [(5 * i + 3) % vocabulary for i in range(longest // 2 + 1)]
-        prompts = self._take(0, texts[0]), self._take(len(texts) - 1, other)
+        prompts = self._prompt_inputs(0, texts[0]), self._prompt_inputs(len(texts) - 1, other)
         self._prompt = recorded(PromptPass(self._model), "prompts", *prompts)
         for slot, text in enumerate(texts):
             texts[slot] = [*text, self.prefill(slot, text, Sampling()).token_id]
@@ -192,15 +192,10 @@ class TransformersBackend:
         steps = self._step_inputs(both, 1), self._step_inputs(slice(0, 1), WINDOW + 1)
         self._step = recorded_by_rows(DecodePass(self._model), slots, *steps)
         plain = [self._model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1] for text in texts]
-        for rows in (len(texts), min(slots, FEW + 1)):
+        for rows in {len(texts), min(slots, FEW + 1)}:
             through_slots = self._step(*self._step_inputs(slice(0, rows), 1))
             for found, wanted in zip(through_slots, plain, strict=False):
-                difference = float((found - wanted).abs().max() / wanted.std().clamp_min(1e-6))
-                if not difference <= TOLERANCE:
-                    raise RuntimeError(
-                        f"its logits there differ from those of its plain forward pass by {difference:.3g} standard "
-                        f"deviations (limit {TOLERANCE:g})"
-                    )
+                must_agree(found, wanted, "its logits there differ from those of its plain forward pass")
         for slot in range(len(texts)):
             self.release(slot)
         logger.info("self-check passed: slots and plain forward agree")

@@ -145,7 +145,7 @@ def test_the_recorded_prompt_gives_what_the_interpreter_gives_and_leaves_the_sam
 ):
     backend = TransformersBackend.load(str(demo_folder), 2, 2 * WINDOW, 1, [])
     with torch.inference_mode():
-        given = backend._take(1, [3 + 7 * i % 900 for i in range(length)])
+        given = backend._prompt_inputs(1, [3 + 7 * i % 900 for i in range(length)])
         found, left = backend._prompt(*given), [rows.clone() for rows in given[2:]]
         for rows in given[2:]:
             rows.zero_()
